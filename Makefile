@@ -1,0 +1,59 @@
+# On a fresh clone `make demo` and `make test` each work alone: the first call makes .venv, later ones start at once.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+EXTRAS := dev
+# The name holds a checksum of the files that decide what is installed: change one, and setup runs again.
+STAMP  := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean chromium
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## make .venv with the tested versions (PYTHON=python3.12 chooses the interpreter)
+
+# .unfinished is there from the first file to the last: an interrupted setup is thrown away and done again.
+# torch comes first and alone, so that pip takes the build that suits this machine; it brings setuptools with it.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "SegPO needs Python 3.11 or newer, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
+	  echo "Name another interpreter, for example: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12"; exit 1; } >&2
+	@echo "Setting up $(VENV). This happens once and takes a few minutes."
+	@mkdir -p $(VENV) && rm -f $(VENV)/.stamp-*
+	@[ ! -e $(VENV)/.unfinished ] || find $(VENV) -mindepth 1 ! -path $(VENV)/.unfinished -delete
+	@touch $(VENV)/.unfinished
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -c constraints.txt torch
+	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@mv $(VENV)/.unfinished $@
+
+demo: $(STAMP) ## train the small policy and watch (STEPS=20 METHOD=grpo APP=0)
+	@$(BIN)/segpo demo $(if $(METHOD),--method $(METHOD)) $(if $(STEPS),--max-steps $(STEPS)) $(if $(filter 0,$(APP)),--no-app)
+
+test: $(STAMP) chromium ## run every test on two cores, with coverage
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
+	  --cov=segpo_core --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: $(STAMP) ## check style with ruff
+	@$(BIN)/ruff check .
+
+bench: $(STAMP) ## run every benchmark, one after the other
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean: ## remove caches and build leftovers (.venv and runs/ stay)
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# For the browser tests. Without one they are skipped; with CI=true they fail.
+chromium:
+	@for c in "$$CHROMIUM" chromium chromium-browser google-chrome; do command -v "$$c" >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing Chromium for the browser tests."; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  { apt-get -qq update && apt-get -qq -y --no-install-recommends install chromium; } </dev/null >/dev/null && exit 0; \
+	fi; \
+	echo "No Chromium found: install one, or set CHROMIUM=/path/to/it, to run the browser tests."

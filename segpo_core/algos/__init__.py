@@ -1,0 +1,13 @@
+"""The methods, one paper a file."""
+
+from segpo_core.algos.base import CriticMethod, Method
+from segpo_core.algos.grpo import GRPO
+from segpo_core.algos.gspo import GSPO
+from segpo_core.algos.ppo import PPO
+from segpo_core.algos.rloo import RLOO
+from segpo_core.algos.sapo import SAPO
+from segpo_core.algos.srpo import SRPO
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PPO, RLOO, GRPO, GSPO, SAPO, SRPO)}
+
+__all__ = ["GRPO", "GSPO", "METHODS", "PPO", "RLOO", "SAPO", "SRPO", "CriticMethod", "Method"]

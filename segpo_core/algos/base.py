@@ -1,0 +1,131 @@
+"""What every method has: its loss settings, how it collects, and `credit`, the one function that makes it a method.
+
+A method answers five questions (what is a segment, where do values come from, how does reward become an advantage,
+how is credit spread, at which level is the ratio taken). Each answer is a function of the maths files; a method file
+puts five of them together. To write another one, subclass `Method`, give it a `name` and a `credit`, and pass an
+instance to `segpo_core.train.train`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from segpo_core import losses
+from segpo_core.generate import Sampler
+from segpo_core.inputs import Prompts
+from segpo_core.types import Credit, Rollouts
+
+LossType = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+Level = Literal["token", "segment", "sequence"]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Settings that every method has."""
+
+    name: ClassVar[str]
+    """What `--method` calls it."""
+    title: ClassVar[str]
+    """What a person reads."""
+
+    epsilon: float = 0.2
+    """Lower clip range of the importance ratio."""
+    epsilon_high: float | None = None
+    """Upper clip range; None: the same as epsilon."""
+    delta: float | None = None
+    """Dual clip: where the advantage is negative, the loss of a token is at most delta times its size."""
+    loss_type: LossType = "token-mean"
+    """How token losses become one number. TRL's names: token-mean is dapo, seq-mean-token-mean is grpo,
+    seq-mean-token-sum-norm is dr_grpo."""
+    importance_sampling_level: Level = "token"
+    """One importance ratio a token, a segment (geometric mean) or a completion (geometric mean)."""
+    beta: float = 0.0
+    """Coefficient of the KL divergence from the reference model; 0 loads no reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the divergence is estimated from sampled tokens."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the divergence enters: added to the loss, or taken off each token's reward."""
+
+    def __post_init__(self) -> None:
+        if self.epsilon < 0 or (self.epsilon_high or 0) < 0:
+            raise ValueError(f"epsilon {self.epsilon} and epsilon_high {self.epsilon_high} must not be negative")
+        if self.beta < 0:
+            raise ValueError(f"beta is {self.beta}: a KL coefficient must not be negative (0 turns it off)")
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether the method reads `Rollouts.values`."""
+        return False
+
+    @property
+    def uses_contrasts(self) -> bool:
+        """Whether the method reads `Rollouts.perception_contrast` and `Rollouts.reasoning_contrast`."""
+        return False
+
+    def collect(
+        self, sampler: Sampler, prompts: Prompts, num_generations: int, stream: tuple[int, ...], first: int
+    ) -> Rollouts:
+        """Sample completions: here, a group for each prompt. Arguments as `Sampler.groups`."""
+        return sampler.groups(prompts, num_generations, stream, first)
+
+    @abstractmethod
+    def credit(self, rollouts: Rollouts) -> Credit:
+        """Who earned what. Pure: it reads the rollouts and nothing else."""
+
+    def reward_kl(self, rollouts: Rollouts) -> Tensor | None:
+        """float32 [B, T], the divergence that `beta` times over is taken off each token's reward; None when it enters elsewhere."""
+        if self.kl_in != "reward" or self.beta == 0 or rollouts.ref_logprobs is None:
+            return None
+        return losses.kl(rollouts.logprobs, rollouts.ref_logprobs, self.kl_estimator)
+
+
+@dataclass(frozen=True)
+class CriticMethod(Method):
+    """Settings of the methods that learn values."""
+
+    critic: Literal["head", "model"] = "head"
+    """Value head on the policy's own backbone, or a critic with a backbone of its own."""
+    gamma: float = 1.0
+    """Discount per step (token or segment)."""
+    lam: float = 0.99
+    """GAE's lambda."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    cliprange_value: float | None = None
+    """How far a value may move from the old one before the value loss stops rewarding it; None: no clipping."""
+    critic_learning_rate: float | None = None
+    """Learning rate of the critic's own parameters; None: ten times the policy's for a head (it starts from nothing),
+    the policy's for a model."""
+    critic_warmup_steps: int = 0
+    """Steps at the start in which only the critic's own parameters learn."""
+
+    @property
+    def uses_critic(self) -> bool:
+        return True
+
+
+def values_of(rollouts: Rollouts) -> Tensor:
+    """The critic's values, or an error that says how to get them."""
+    if rollouts.values is None:
+        raise ValueError(
+            "these rollouts have no critic values: they were collected by a method without a critic; "
+            "score them with a critic first, or choose a method that needs none"
+        )
+    return rollouts.values
+
+
+def rewards_of(rollouts: Rollouts) -> Tensor:
+    """float32 [B] rewards, or an error."""
+    if rollouts.rewards is None:
+        raise ValueError("these rollouts have no rewards yet: run the reward functions before computing credit")
+    return rollouts.rewards
+
+
+def evenly(per_completion: Tensor, mask: Tensor) -> Tensor:
+    """[B] to [B, T]: the same number at every real token, 0 at padding."""
+    return torch.where(mask, per_completion[:, None], 0.0)

@@ -1,0 +1,165 @@
+"""The command line: `segpo train`, `demo`, `evaluate`, `report`, `warmup`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from segpo_core.config import TrainConfig, from_dict, load_yaml
+
+COMMANDS = {
+    "train": "train a policy (settings from a YAML file and flags; `segpo train --help` lists them all)",
+    "demo": "train the small embedded policy and write its report",
+    "evaluate": "measure a model or a checkpoint on held-out problems",
+    "report": "write one offline HTML file about a run",
+    "warmup": "make the small embedded policy from nothing",
+}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0, or 1 for an error that was told in one message."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: segpo COMMAND [FLAGS]\n")
+        print("\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        return _fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
+    try:
+        return globals()[f"_{command}"](rest)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(f"no space left on the disk ({error.filename or 'writing the run'}); what was written before is whole")
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+
+
+def _fail(message: str) -> int:
+    Console(stderr=True).print("error:", message, style="bold", markup=False, highlight=False, soft_wrap=True)
+    return 1
+
+
+def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | None = None) -> TrainConfig:
+    """A config from `--config FILE`, then flags. `--method` decides which method's settings there are."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    first.add_argument("--method")
+    known, rest = first.parse_known_args(argv)
+    settings = dict(defaults or {})
+    if known.config:
+        settings |= load_yaml(known.config)
+    config = from_dict(settings, known.config or "the settings", known.method)
+    return tyro.cli(
+        TrainConfig,
+        default=config,
+        args=rest,
+        prog=prog,
+        description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML; flags go before it. "
+        f"The method's own settings are those of {config.algo.title}; --method NAME shows another's.",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
+    )
+
+
+def _train(argv: list[str]) -> int:
+    directory = _run(parse_train(argv))
+    Console(stderr=True).print(f"recorded in {directory}; look at it with: segpo report {directory}", highlight=False)
+    return 0
+
+
+def _run(config: TrainConfig) -> Path:
+    from segpo_core.progress import Display
+    from segpo_core.train import Trainer
+
+    trainer = Trainer(config)
+    with Display(config.max_steps, config.algo.title) as display:
+        trainer.on_step = display.update
+        return trainer.run()
+
+
+def _demo(argv: list[str]) -> int:
+    """Train as configs/demo.yaml says, then write the report. `--no-app` ends there (the app is not part of it yet)."""
+    argv = [a for a in argv if a != "--no-app"]
+    defaults = load_yaml(ROOT / "configs" / "demo.yaml")
+    defaults["output_dir"] = str(_fresh("runs/demo"))
+    config = parse_train(argv, "segpo demo", defaults)
+    console = Console(stderr=True)
+    console.print(f"Training with {config.algo.title}; Ctrl-C ends after the step at hand. Run: {config.output_dir}")
+    directory = _run(config)
+    return _report([str(directory)])
+
+
+def _fresh(name: str) -> Path:
+    """`name`, or, when that holds a run already, `name` with the time."""
+    path = Path(name)
+    return path if not path.exists() else Path(f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _report(argv: list[str]) -> int:
+    import segviz
+
+    parser = argparse.ArgumentParser(prog="segpo report", description="Write one offline HTML file about a run.")
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("--out", help="file to write; default: report.html in the run directory")
+    args = parser.parse_args(argv)
+    path = segviz.report(segviz.open(args.run), args.out)
+    Console(stderr=True).print(f"wrote {path}; open it in a browser, it needs no network", highlight=False)
+    return 0
+
+
+def _evaluate(argv: list[str]) -> int:
+    import torch
+
+    from segpo_core import policy
+    from segpo_core.evaluate import evaluate
+    from segpo_core.generate import Sampler
+    from segpo_core.tasks import load_task
+    from segpo_core.train import find_model
+
+    parser = argparse.ArgumentParser(prog="segpo evaluate", description="Measure a model on held-out problems (JSON).")
+    parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="model directory, such as a run's checkpoint")
+    parser.add_argument("--dataset", default="shapes")
+    parser.add_argument("--size", type=int, default=400, help="held-out problems")
+    parser.add_argument("--samples", type=int, default=8, help="sampled completions a problem; 0: greedy only")
+    parser.add_argument("--max-completion-length", type=int, default=96)
+    args = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = find_model(args.model)
+    processor, model = policy.load_processor(source), policy.load_model(source, device=device)
+    sampler = Sampler(
+        model,
+        policy.get_tokenizer(processor),
+        policy.eos_token_ids(model, processor),
+        policy.suppressed_token_ids(model, processor),
+        max_completion_length=args.max_completion_length,
+    )
+    task = load_task(args.dataset)
+    numbers = evaluate(sampler, task, processor, task.reward_funcs, None, args.size, args.samples)
+    print(json.dumps({name: round(value, 4) for name, value in numbers.items()}, indent=2))
+    return 0
+
+
+def _warmup(argv: list[str]) -> int:
+    from segpo_core.warmup import WarmupConfig, warmup
+
+    warmup(tyro.cli(WarmupConfig, args=argv, prog="segpo warmup"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Everything a training run can be told, in one dataclass. Field names are TRL's where TRL has the field.
+
+`segpo train --help` is generated from the docstrings here and in the method's own dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from segpo_core.algos import METHODS, SAPO, Method
+
+
+@dataclass
+class TrainConfig:
+    """Train a (vision-)language policy with segment-level credit."""
+
+    method: str = "sapo"
+    """Which method assigns the credit. Its own settings are listed below, under `algo`."""
+    algo: Method = field(default_factory=SAPO)
+    """Settings of the method."""
+
+    output_dir: str = "runs/run"
+    """Where the run is recorded. Must not hold another run, unless resume is set."""
+    resume: bool = False
+    """Go on from the last checkpoint in output_dir."""
+
+    model_name_or_path: str = "data/tiny-vlm"
+    """Directory (or hub name) of a transformers model, with its processor or tokenizer."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model's weights and computation; losses and log-probabilities are float32 in any case."""
+    use_peft: bool = False
+    """Train LoRA adapters instead of all weights; the model without its adapter is then the reference."""
+    lora_r: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Their scale: alpha / r."""
+    lora_target_modules: list[str] | None = None
+    """Names of the modules that get an adapter; None: every linear layer of the language model."""
+
+    dataset: str = "shapes"
+    """`shapes`, or a .jsonl / .parquet file, or the hub name of a data set with prompt, images and answer columns."""
+    dataset_args: dict[str, Any] = field(default_factory=dict)
+    """Further settings of the data set, such as its columns' names (see segpo_core/tasks)."""
+    reward_funcs: list[str] = field(default_factory=list)
+    """Rewards in place of the data set's own: built-in names, or `file.py:function`, or `package.module:function`."""
+    reward_weights: list[float] | None = None
+    """Weight of each reward; None: 1 each."""
+
+    num_generations: int = 8
+    """G: completions a prompt."""
+    per_device_train_batch_size: int = 8
+    """Completions in one forward and backward pass on one device."""
+    gradient_accumulation_steps: int = 1
+    """Passes that make one update."""
+    steps_per_generation: int | None = None
+    """Passes' worth of completions sampled in one step; None: gradient_accumulation_steps, that is one update a step.
+    A step samples per_device_train_batch_size x processes x steps_per_generation completions."""
+    num_iterations: int = 1
+    """Times the update goes over a step's completions."""
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens; a longer one is an error. None: what the model's context leaves."""
+    max_completion_length: int = 256
+    """Tokens after which a completion is cut."""
+    temperature: float = 1.0
+    """Of the sampling distribution; it is in every log-probability and entropy."""
+    mask_truncated_completions: bool = False
+    """Leave cut completions out of the loss (their rewards still count in their group's statistics)."""
+
+    max_steps: int = 100
+    """Steps to train; one step is sample, score, credit, update."""
+    learning_rate: float = 1e-6
+    """Peak learning rate of the policy."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after its warm-up: stays, or falls to 0 at max_steps."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    adam_beta2: float = 0.999
+    """AdamW's beta2."""
+    max_grad_norm: float = 1.0
+    """Gradient norm at which gradients are clipped; 0: never."""
+    seed: int = 0
+    """Names every random stream of the run: problems, sampling, order."""
+
+    eval_steps: int = 25
+    """Steps between evaluations on the held-out set; 0: never."""
+    eval_size: int = 200
+    """Held-out problems; always the same ones."""
+    num_generations_eval: int = 0
+    """Sampled completions a held-out problem, for mean@k and pass@k; 0: only the greedy one."""
+    save_steps: int = 50
+    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    save_total_limit: int = 2
+    """Checkpoints kept; the oldest go first."""
+    record_steps: int = 1
+    """Steps between recorded rollouts; 0: none are recorded."""
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Experiment tracker to write to as well, through accelerate."""
+    cpu: bool = False
+    """Stay on the CPU although there is an accelerator."""
+
+    def __post_init__(self) -> None:
+        if self.method != self.algo.name:
+            raise ValueError(f"method is {self.method!r} but algo holds the settings of {self.algo.name!r}")
+        for name in ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations",
+                     "max_completion_length", "max_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}: sampling needs one above 0")
+        if self.num_generations < 2 and not self.algo.uses_critic:
+            raise ValueError(
+                f"num_generations is {self.num_generations}: {self.algo.title} compares completions of one prompt and "
+                "needs at least 2; raise it, or choose a method with a critic (sapo)"
+            )
+        if self.passes % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation {self.passes} must be a multiple of gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}, so that a step is a whole number of updates"
+            )
+
+    @property
+    def passes(self) -> int:
+        """Passes' worth of completions a step, on each device."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+    def prompts_per_step(self, processes: int) -> int:
+        """Prompts sampled in one step on each process.
+
+        Raises:
+            ValueError: the batch does not divide into groups.
+        """
+        local = self.per_device_train_batch_size * self.passes
+        if local % self.num_generations:
+            raise ValueError(
+                f"a step samples {local} completions on each device (per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} x steps_per_generation {self.passes}), which is no multiple of "
+                f"num_generations {self.num_generations}: make it one, so that no group is torn (there are "
+                f"{processes} processes)"
+            )
+        return local // self.num_generations
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Share of the peak learning rate in step `step` (the first is 1). A function of the step alone, so a run that
+        goes on from a checkpoint needs no scheduler state."""
+        if step <= self.warmup_steps:
+            return step / self.warmup_steps
+        if self.lr_scheduler_type == "constant":
+            return 1.0
+        done = (step - 1 - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        return 1 - done if self.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, flat: what a YAML file would say."""
+        plain = asdict(self)
+        return {**{k: v for k, v in plain.items() if k != "algo"}, **plain["algo"]}
+
+
+def from_dict(settings: dict[str, Any], source: str = "the settings", method: str | None = None) -> TrainConfig:
+    """A config from flat settings; those of the method are told from the run's by their names.
+
+    Args:
+        settings: field name -> value.
+        source: named in errors, e.g. the file the settings came from.
+        method: goes before the one in `settings`.
+
+    Raises:
+        ValueError: an unknown method or setting (the nearest known name is suggested).
+    """
+    settings = dict(settings)
+    name = method or settings.get("method", TrainConfig.method)
+    settings.pop("method", None)
+    algo = method_class(name)
+    run_names = {f.name for f in fields(TrainConfig)} - {"algo", "method"}
+    algo_names = {f.name for f in fields(algo)}
+    everyones = {f.name for known in METHODS.values() for f in fields(known)}
+    mine: dict[str, Any] = {}
+    for key in list(settings):
+        if key in algo_names:
+            mine[key] = _typed(algo, key, settings.pop(key))
+        elif key in everyones and key not in run_names and method is not None:
+            settings.pop(key)  # a file written for one method serves another: what only the first one knows is its own
+        elif key not in run_names:
+            near = difflib.get_close_matches(key, run_names | algo_names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{source}: {algo.title} has no setting {key!r}{hint}")
+        else:
+            settings[key] = _typed(TrainConfig, key, settings[key])
+    return TrainConfig(method=name, algo=algo(**mine), **settings)
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none; the known ones are listed.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(METHODS))}")
+    return METHODS[name]
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file.
+
+    Raises:
+        ValueError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"config file {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"config file {path} is not YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"config file {path} must be a mapping of settings, such as `max_steps: 200`")
+    return loaded
+
+
+def _typed(owner: type, name: str, value: Any) -> Any:
+    """YAML reads 1e-4 as text; give number fields their number."""
+    annotation = str(next(f.type for f in dataclasses.fields(owner) if f.name == name))
+    if isinstance(value, str | int) and not isinstance(value, bool) and annotation.startswith("float"):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{name} must be a number, not {value!r}") from None
+    return value

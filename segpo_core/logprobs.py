@@ -1,0 +1,94 @@
+"""Log-probabilities and entropies of completion tokens, without ever holding [B, T, V] in float32.
+
+The backbone gives hidden states; the head is applied to the completion's real tokens only, a bounded number of rows
+at a time, and recomputed in the backward pass. Peak memory is one chunk of logits instead of the whole batch's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Largest number of float32 logits held at once (64 MB).
+MAX_LOGITS = 2**24
+
+
+class Head(nn.Module):
+    """Hidden states to float32 logits, as the model's own forward does it, with tokens that may not be sampled shut out.
+
+    Args:
+        model: a transformers model with a language-model head (peft-wrapped or not).
+        suppressed: ids whose probability is zero under the policy (padding, image placeholders).
+    """
+
+    def __init__(self, model: nn.Module, suppressed: list[int]):
+        super().__init__()
+        inner = without_adapter(model)
+        text = inner.config.get_text_config()
+        self.softcap = getattr(text, "final_logit_softcapping", None)
+        # Cohere multiplies its logits, Granite divides them.
+        self.scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        self.suppressed: Tensor
+        self.register_buffer("suppressed", torch.tensor(suppressed, dtype=torch.long), persistent=False)
+        # In a tuple, so that the head's weights stay the model's and are not counted twice.
+        self._linear = (inner.get_output_embeddings(),)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[N, H] -> float32 [N, V]; suppressed ids get the lowest finite value, hence probability exactly 0."""
+        logits = self._linear[0](hidden).float() * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits.index_fill(-1, self.suppressed, torch.finfo(torch.float32).min / 4)
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The part of the model that ends in hidden states."""
+    inner = without_adapter(model)
+    return getattr(inner, inner.base_model_prefix)
+
+
+def gather(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of `tokens` and entropy of the distribution, both float32 [N], at the sampling temperature.
+
+    Args:
+        logits: float32 [N, V].
+        tokens: long [N].
+        temperature: > 0.
+    """
+    scaled = logits / temperature
+    total = scaled.logsumexp(dim=-1)
+    logprob = scaled.gather(-1, tokens[:, None])[:, 0] - total
+    with torch.no_grad():  # entropy is a diagnostic and a cutting signal; no gradient goes through it
+        probs = (scaled - total[:, None]).exp()
+        entropy = total - (probs * scaled).sum(dim=-1)
+    return logprob, entropy.clamp(min=0)
+
+
+def token_logprobs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`gather` for hidden states [N, H], in chunks of at most `MAX_LOGITS` logits."""
+
+    def chunk(part: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return gather(head(part), targets, temperature)
+
+    vocabulary = head._linear[0].weight.shape[0]
+    size = max(1, MAX_LOGITS // vocabulary)
+    if hidden.shape[0] <= size:
+        return chunk(hidden, tokens)
+    recompute = torch.is_grad_enabled() and hidden.requires_grad
+    parts = [
+        checkpoint(chunk, part, targets, use_reentrant=False) if recompute else chunk(part, targets)
+        for part, targets in zip(hidden.split(size), tokens.split(size), strict=True)
+    ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """[N] values of the real tokens back to their places in [B, T]; 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

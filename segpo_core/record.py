@@ -1,0 +1,273 @@
+"""The run directory: what training writes and every view reads. The contract between the two.
+
+    runs/<name>/
+      run.json                               schema version, config, model, package versions, git commit, seed, start
+      metrics/step-000012.parquet            step, name, value
+      rollouts/step-000012.rank0.parquet     one row a completion, columns of `ROLLOUT_SCHEMA`
+      images/<sha256>.png                    each image once, as the model received it
+      checkpoints/step-000012/               see checkpoint.py
+
+Every file appears by atomic rename: it is complete, or not there. A reader may look at any time. Recording never
+stops a training run: a failure is counted, logged once and shown as the metric `record/failures`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+SCHEMA_VERSION = 1
+log = logging.getLogger(__name__)
+
+_floats, _ints = pa.list_(pa.float32()), pa.list_(pa.int32())
+
+#: One row a completion. Lists named per token are as long as the completion; null means "not measured" or, for
+#: credit, "assigned none". `segment_*` lists have one entry a segment.
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("group", pa.int32()),  # number of the prompt within the step, over all processes
+        ("sample", pa.int32()),  # number of the completion within its group
+        ("method", pa.string()),
+        ("example_id", pa.string()),
+        ("prompt", pa.string()),  # the messages, as JSON
+        ("images", pa.list_(pa.string())),  # sha256 of each image, in order
+        ("columns", pa.string()),  # further columns of the example, as JSON
+        ("answer", pa.string()),  # reference answer
+        ("text", pa.string()),
+        ("finished", pa.bool_()),  # False: cut at max_completion_length
+        ("reward", pa.float32()),
+        ("reward_parts", pa.string()),  # name -> value, as JSON
+        ("truth", pa.string()),  # the task's ground truth about the text, as JSON; null when not known
+        ("answer_right", pa.bool_()),
+        ("perception_right", pa.bool_()),
+        ("reasoning_right", pa.bool_()),
+        ("error_start", pa.int32()),  # first error, in tokens, end exclusive; null when there is none
+        ("error_end", pa.int32()),
+        ("error_kind", pa.string()),
+        # per token
+        ("token_ids", _ints),
+        ("pieces", pa.list_(pa.string())),  # joined they are the text
+        ("sampled_logprobs", _floats),
+        ("old_logprobs", _floats),
+        ("entropy", _floats),
+        ("values", _floats),
+        ("ref_logprobs", _floats),
+        ("mc_values", _floats),  # Monte Carlo value before the token, where it was sampled
+        ("mc_stderr", _floats),
+        ("node_ids", _ints),  # trees: row of nodes/ that the token belongs to
+        ("advantages", _floats),
+        ("weights", _floats),
+        ("returns", _floats),
+        ("role_ids", pa.list_(pa.int8())),
+        ("loss_mask", pa.list_(pa.bool_())),
+        ("segment_ids", _ints),
+        ("new_logprobs", _floats),  # after the step's updates
+        ("ratio", _floats),  # importance ratio at the method's own level, after the step's updates
+        ("clipped", pa.list_(pa.bool_())),  # that ratio lies beyond the clip range on the side that clips
+        ("perception_contrast", _floats),
+        ("reasoning_contrast", _floats),
+        # per segment
+        ("segment_start", _ints),
+        ("segment_end", _ints),  # exclusive
+        ("segment_advantage", _floats),
+        ("segment_value", _floats),
+        ("segment_stderr", _floats),
+        ("segment_rule", pa.list_(pa.string())),
+    ],
+    metadata={"segpo_schema_version": str(SCHEMA_VERSION)},
+)
+
+METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
+
+
+class SchemaError(ValueError):
+    """The directory is not a run, or was written by another version of the schema."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that a reader sees the whole file or none, and a power cut leaves no torn one.
+
+    Raises:
+        OSError: the disk is full or the place cannot be written; nothing is left behind and an older file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file (zstd)."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def step_name(step: int) -> str:
+    """`step-000012`: names sort as numbers do."""
+    return f"step-{step:06d}"
+
+
+def nullable(values: Iterable[float]) -> list[float | None]:
+    """A list in which NaN, that is 'not assigned', became None."""
+    return [None if math.isnan(v) else v for v in values]
+
+
+class Recorder:
+    """Writes one run directory. Rank 0 owns `run.json` and the metrics; each rank writes its own rollouts."""
+
+    def __init__(self, directory: str | Path, rank: int = 0):
+        self.directory, self.rank, self.failures = Path(directory), rank, 0
+        for name in ("metrics", "rollouts", "images", "checkpoints"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+
+    def start(self, config: dict[str, Any], **facts: Any) -> None:
+        """Write `run.json`. Called once, before the first step."""
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": config,
+            "git_commit": _git_commit(),
+            "packages": {name: _version(name) for name in ("segpo", "torch", "transformers", "peft", "accelerate")},
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            **facts,
+        }
+        write_atomic(self.directory / "run.json", json.dumps(manifest, indent=2, default=str).encode())
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Write one step's numbers. Unlike rollouts these must arrive: an error here is the caller's to see."""
+        rows = [{"step": step, "name": name, "value": float(value)} for name, value in sorted(values.items())]
+        table = pa.Table.from_pylist(rows, schema=METRIC_SCHEMA)
+        write_atomic(self.directory / "metrics" / f"{step_name(step)}.parquet", table_bytes(table))
+
+    def rollouts(self, step: int, rows: list[dict[str, Any]], images: dict[str, Image.Image]) -> None:
+        """Write one step's rollouts, its images first, so that no row names an image that is not there.
+
+        Args:
+            step: number of the step.
+            rows: see `ROLLOUT_SCHEMA`.
+            images: sha256 -> image, every image the rows name.
+        """
+        try:
+            for digest, image in images.items():
+                path = self.directory / "images" / f"{digest}.png"
+                if not path.exists():
+                    write_atomic(path, png_bytes(image))
+            name = f"{step_name(step)}.rank{self.rank}.parquet"
+            table = pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA)
+            write_atomic(self.directory / "rollouts" / name, table_bytes(table))
+        except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+            self.failures += 1
+            if self.failures == 1:
+                log.warning("step %d: rollouts were not recorded, training goes on: %s", step, error)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The image as PNG; the same pixels give the same bytes, so the digest names the picture."""
+    sink = io.BytesIO()
+    image.convert("RGB").save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def image_digest(image: Image.Image) -> str:
+    """sha256 of the image's PNG."""
+    return hashlib.sha256(png_bytes(image)).hexdigest()
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """`run.json` of a run directory.
+
+    Raises:
+        SchemaError: there is none, it cannot be read, or it is of another schema version.
+    """
+    path = Path(directory) / "run.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except FileNotFoundError:
+        raise SchemaError(f"{directory} is not a run directory: it has no run.json") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise SchemaError(f"{path} cannot be read as a run's manifest: {error!r}") from error
+    if version != SCHEMA_VERSION:
+        raise SchemaError(
+            f"{directory} was written with schema version {version}, this is version {SCHEMA_VERSION}: "
+            "open it with the segpo that wrote it (its version stands in run.json under packages)"
+        )
+    return manifest
+
+
+def read_metrics(directory: str | Path) -> pa.Table:
+    """Every metric recorded so far, [step, name, value], sorted by step. Empty when none is there yet."""
+    tables = [pq.read_table(path, schema=METRIC_SCHEMA) for path in _files(directory, "metrics")]
+    return pa.concat_tables(tables) if tables else METRIC_SCHEMA.empty_table()
+
+
+def rollout_steps(directory: str | Path) -> list[int]:
+    """Steps whose rollouts are recorded, in order."""
+    return sorted({int(path.name[5:11]) for path in _files(directory, "rollouts")})
+
+
+def read_rollouts(directory: str | Path, steps: Iterable[int] | None = None, columns: list[str] | None = None) -> pa.Table:
+    """Recorded rollouts of the given steps (default: all), every rank's, as one table of `ROLLOUT_SCHEMA`.
+
+    A column that an older file of the same version lacks is null.
+    """
+    wanted = None if steps is None else set(steps)
+    schema = ROLLOUT_SCHEMA if columns is None else pa.schema([ROLLOUT_SCHEMA.field(name) for name in columns])
+    tables = [
+        pq.read_table(path, schema=schema)
+        for path in _files(directory, "rollouts")
+        if wanted is None or int(path.name[5:11]) in wanted
+    ]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def forget_after(directory: str | Path, step: int) -> None:
+    """Remove metrics and rollouts of later steps: a run that goes on from `step` makes them again."""
+    for kind in ("metrics", "rollouts"):
+        for path in _files(directory, kind):
+            if int(path.name[5:11]) > step:
+                path.unlink()
+
+
+def _files(directory: str | Path, kind: str) -> Iterator[Path]:
+    yield from sorted((Path(directory) / kind).glob("step-*.parquet"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True
+        )
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,54 @@
+"""Where problems come from. A task is any object with the members of `Task`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+class Task(Protocol):
+    """Problems with a verifiable answer.
+
+    A problem is a dict with the columns `prompt`, `images`, `answer` and `id`; further ones go to the reward functions.
+    """
+
+    name: str
+    train_size: int | None  #: None: unlimited
+    eval_size: int | None
+    reward_funcs: list[Callable]  #: TRL's signature
+
+    def train(self, index: int) -> dict:
+        """Training problem `index`, modulo the size."""
+
+    def eval(self, index: int) -> dict:
+        """Held-out problem `index`, modulo the size; no training problem is among them."""
+
+    def inspect(self, example: Mapping, text: str) -> dict | None:
+        """Ground truth about a completion, None when it is not known: `answer_right`, `perception_right`,
+        `reasoning_right`, `format_right` (bool) and `first_error` (None or `start`, `end`, `kind`, `why`)."""
+
+
+def load_task(name_or_path: str, **settings: Any) -> Task:
+    """The task "shapes", or a data set: a JSONL or Parquet file, a saved data set's directory, or a hub name.
+
+    Raises: ValueError when there is no such task or a setting is unknown to it.
+    """
+    # Imported on use: reading data sets takes libraries that the shapes do without.
+    if name_or_path == "shapes":
+        from segpo_core.tasks.shapes import ShapesTask as task
+    elif Path(name_or_path).exists() or name_or_path.endswith(SUFFIXES) or name_or_path.count("/") == 1:
+        from segpo_core.tasks.files import FilesTask
+
+        task, settings = FilesTask, {"path": name_or_path} | settings
+    else:
+        raise ValueError(
+            f"unknown task {name_or_path!r}; known: shapes, a file ({', '.join(SUFFIXES)}), the directory of a saved data set, "
+            "or a data set on the hub (owner/name)"
+        )
+    known = task.__dataclass_fields__
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"task {name_or_path!r} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
+    return task(**settings)

@@ -1,0 +1,69 @@
+"""How credit is spread inside a completion: which tokens carry it, and how much of it.
+
+Shapes: B completions, T tokens. `mask` is bool [B, T], right padded; results are False or 0 at padding.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from segpo_core.segments import PERCEPTION, REASONING
+
+
+def probability_mask(probs: Tensor, mask: Tensor, threshold: float = 0.9) -> Tensor:
+    """The real tokens with π_old < `threshold`, bool [B, T]: only these enter SPO's loss (arXiv 2505.23564,
+    section 4.2).
+    """
+    return mask & (probs < threshold)
+
+
+def role_weights(
+    perception_contrast: Tensor | None,
+    reasoning_contrast: Tensor | None,
+    role_ids: Tensor,
+    mask: Tensor,
+    tau: float = 1.0,
+    clip: float = 1.0,
+    transform: Literal["exp", "sigmoid", "softmax"] = "exp",
+) -> Tensor:
+    """SRPO's role-aware weights w [B, T]; the advantage of token t is w_t · A (arXiv 2605.07274).
+
+    `perception_contrast` is logp with the image minus logp with a corrupted one, read at perception tokens;
+    `reasoning_contrast` is logp with the perception block minus logp without it, read at reasoning tokens.
+    Either may be None: that role then has weight 1 before rescaling. `role_ids` come from
+    `segments.role_ids`; a malformed completion, all of role 0, gets uniform weights.
+
+        u_t = clip((signal_t − baseline) / tau, ±clip),  baseline = mean signal of the completion's role
+        tokens w_t = f(u_t) at role tokens, 1 elsewhere, then rescaled to mean 1 over the completion
+
+    with f(u) = exp(u), 2·sigmoid(u), or n·softmax(u) over the n role tokens: each is 1 where all signals are
+    equal. The paper fixes that weights are positive (so A keeps its sign), that their total per completion is
+    preserved and that both roles share one baseline. The functional form, exp with tau = clip = 1, is *our
+    reading of its abstract*.
+    """
+    if tau <= 0:
+        raise ValueError(f"tau must be positive, got {tau}")
+    signal, speaks = torch.zeros_like(mask, dtype=torch.get_default_dtype()), torch.zeros_like(mask)
+    for contrast, role in ((perception_contrast, PERCEPTION), (reasoning_contrast, REASONING)):
+        if contrast is not None:
+            here = mask & (role_ids == role)
+            signal, speaks = torch.where(here, contrast, signal), speaks | here
+
+    speakers = speaks.sum(1, keepdim=True)
+    baseline = signal.sum(1, keepdim=True) / speakers.clamp(min=1)
+    u = torch.where(speaks, (signal - baseline) / tau, 0).clamp(-clip, clip)
+    if transform == "exp":
+        w = u.exp()
+    elif transform == "sigmoid":
+        w = 2 * u.sigmoid()
+    elif transform == "softmax":
+        growth = torch.where(speaks, u.exp(), 0)  # u is clipped: no overflow
+        w = growth * speakers / torch.where(speakers > 0, growth.sum(1, keepdim=True), 1)
+    else:
+        raise ValueError(f"transform must be 'exp', 'sigmoid' or 'softmax', got {transform!r}")
+
+    w = torch.where(mask, torch.where(speaks, w, 1), 0)
+    return w * mask.sum(1, keepdim=True) / torch.where(mask, w, 0).sum(1, keepdim=True).clamp(min=1e-12)

@@ -1,0 +1,189 @@
+"""The report: one offline HTML file with the run's facts, its learning curves and chosen rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from segviz.board import board_data
+from segviz.ribbon import LONG, pictures, ribbon_data
+from segviz.run import Rollout, RolloutTable, Run
+from segviz.theme import level, symmetric_limit
+from segviz.view import View, escape, tidy
+
+Key = tuple[int, int, int]  #: step, group, sample
+
+THUMBNAIL = 64  #: stripes of a gallery button
+
+#: Kind of rollout -> why it is worth a look.
+KINDS = {
+    "Right and grounded": "The answer is right and so is what it says it sees.",
+    "Right but ungrounded": "The answer is right although the perception is wrong: the outcome reward cannot see this.",
+    "Perception error": "The first error is in what it sees.",
+    "Reasoning error": "It sees right and goes wrong later.",
+    "Most blamed": "The most negative segment of this step.",
+    "Right": "The answer is right.",
+    "Wrong": "The answer is wrong.",
+    "Highest reward": "The highest reward of this step.",
+    "Lowest reward": "The lowest reward of this step.",
+    "Chosen": "Asked for by name.",
+}
+
+
+def report(run: Run, out: str | Path | None = None, rollouts: Iterable[Key] | None = None) -> Path:
+    """Write one offline HTML file about a run.
+
+    Args:
+        run: from `sv.open`.
+        out: the file, default `report.html` inside the run directory.
+        rollouts: (step, group, sample) of the rollouts to show; default: telling ones of the first, middle and last
+            recorded step.
+
+    Raises:
+        KeyError: a rollout that was asked for is not recorded.
+    """
+    out = Path(out) if out is not None else run.path / "report.html"
+    return report_view(run, rollouts).save(out)
+
+
+def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
+    """The report as a View."""
+    chosen = [("Chosen", key) for key in rollouts] if rollouts is not None else pick(run)
+    gallery: list[dict[str, Any]] = []
+    images: dict[str, dict[str, Any]] = {}
+    ribbons: dict[Key, int] = {}
+    drawn: list[dict[str, Any]] = []
+    for kind, key in chosen:
+        if key is None:
+            gallery.append({"kind": kind[1], "step": kind[0], "ribbon": None})
+            continue
+        name = kind if isinstance(kind, str) else kind[1]
+        if key not in ribbons:
+            rollout = run.rollout(*key)
+            images |= pictures(rollout)
+            ribbons[key] = len(drawn)
+            drawn.append(ribbon_data(rollout) | {"strip": thumbnail(rollout)})
+        gallery.append({"kind": name, "why": KINDS[name], "step": key[0], "ribbon": ribbons[key]})
+    title = f"{run.name} · {run.method_label}"
+    data = {
+        "kind": "report",
+        "title": tidy(title),
+        "name": run.name,
+        "method": run.method_label,
+        "facts": facts(run),
+        "headline": headline(run),
+        "board": board_data([run]),
+        "gallery": gallery,
+        "ribbons": drawn,
+        "pictures": images,
+        "problems": run.problems,
+    }
+    lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in data["facts"])
+    return View("report", title, data, f"<h3>{escape(title)}</h3><ul>{lines}</ul>")
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What this run is, in words: (name, value)."""
+    manifest, config = run.manifest, run.config
+    packages = manifest.get("packages") if isinstance(manifest.get("packages"), dict) else {}
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    last = max((series.steps[-1] for series in run.metrics.values()), default=0)
+    planned = config.get("max_steps")
+    found = [
+        ("method", run.method_label),
+        ("model", run.model),
+        ("data", config.get("dataset")),
+        ("steps", f"{last} of {planned}" if planned else str(last)),
+        ("completions a prompt", config.get("num_generations")),
+        ("learning rate", config.get("learning_rate")),
+        ("seed", config.get("seed", manifest.get("seed"))),
+        ("started", str(manifest.get("started") or "").replace("T", " ").replace("+00:00", " UTC")),
+        ("rollouts recorded", f"{len(run.rollouts):,} in {len(run.steps)} steps"),
+        ("versions", versions),
+        ("commit", str(manifest.get("git_commit") or "")[:12]),
+        ("machine", manifest.get("machine")),
+    ]
+    return [(name, tidy(str(value))) for name, value in found if value not in (None, "")]
+
+
+def headline(run: Run) -> list[dict[str, Any]]:
+    """Start and end of the accuracies: [{label, start, end, steps}]."""
+    metrics, found = run.metrics, []
+    for label in ("answer", "perception", "grounded"):
+        for name, note in ((f"eval/{label}", "held-out, greedy"), (f"train/{label}", "training completions")):
+            if series := metrics.get(name):
+                found.append(
+                    {"label": label, "note": note, "start": series.values[0], "end": series.values[-1],
+                     "steps": [series.steps[0], series.steps[-1]]}
+                )  # fmt: skip
+                break
+    return found
+
+
+def pick(run: Run) -> list[tuple[tuple[int, str], Key | None]]:
+    """Telling rollouts of the first, middle and last recorded step: ((step, kind), key or None where there is none)."""
+    steps = [step for step in run.steps if len(run.rollouts.where(step=step))]
+    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
+    tables = {step: run.rollouts.where(step=step) for step in chosen}
+    every = [row for table in tables.values() for row in table]
+    if any(row["perception_right"] is not None for row in every):
+        kinds = list(KINDS)[:5]
+    elif any(row["answer_right"] is not None for row in every):
+        kinds = ["Right", "Wrong", "Most blamed"]
+    else:
+        kinds = ["Highest reward", "Lowest reward", "Most blamed"]
+    picked = []
+    for step, table in tables.items():
+        seen: set[Key] = set()
+        found: dict[str, Key | None] = {}
+        # the most blamed one is what it is; the others then prefer a rollout that is not shown yet
+        for kind in sorted(kinds, key=lambda kind: kind != "Most blamed"):
+            row = _best(table, kind, seen)
+            found[kind] = None if row is None else (row["step"], row["group"], row["sample"])
+            seen |= {found[kind]} if row else set()
+        picked += [((step, kind), found[kind]) for kind in kinds]
+    return picked
+
+
+def thumbnail(rollout: Rollout) -> list[int]:
+    """The ribbon at a glance: up to `THUMBNAIL` shades, -10 … 10, and -99 where nothing was trained."""
+    credit, mask = rollout.column("advantages") or [], rollout.column("loss_mask")
+    total = len(rollout.pieces)
+    trained = [value is not None and (mask is None or bool(mask[t])) for t, value in enumerate(credit)]
+    limit = symmetric_limit(credit, trained)
+    stripes, count = [], min(total, THUMBNAIL)
+    for i in range(count):
+        part = range(i * total // count, max(i * total // count + 1, (i + 1) * total // count))
+        known = [credit[t] for t in part if credit and trained[t]]
+        stripes.append(level(max(known, key=abs), limit) if known else -99)
+    return stripes
+
+
+def _best(table: RolloutTable, kind: str, seen: set[Key]) -> dict[str, Any] | None:
+    """The most telling rollout of a kind: the strongest credit, finished before cut, not shown yet."""
+    tests = {
+        "Right and grounded": lambda r: r["answer_right"] and r["perception_right"],
+        "Right but ungrounded": lambda r: r["answer_right"] and r["perception_right"] is False,
+        "Perception error": lambda r: r["answer_right"] is False and r["error_kind"] == "perception",
+        "Reasoning error": lambda r: r["answer_right"] is False and r["error_kind"] == "reasoning",
+        "Most blamed": lambda r: r["lowest"] is not None and r["lowest"] < 0,
+        "Right": lambda r: r["answer_right"],
+        "Wrong": lambda r: r["answer_right"] is False,
+        "Highest reward": lambda r: r["reward"] is not None,
+        "Lowest reward": lambda r: r["reward"] is not None,
+    }
+    rows = table.where(tests[kind]).rows
+    if kind == "Most blamed":
+        return min(rows, key=lambda r: r["lowest"], default=None)
+
+    def worth(row: dict[str, Any]) -> tuple:
+        strongest = max(abs(row["lowest"] or 0), abs(row["highest"] or 0))
+        reward = row["reward"] or 0
+        extreme = {"Highest reward": reward, "Lowest reward": -reward}.get(kind, 0)
+        fresh = (row["step"], row["group"], row["sample"]) not in seen
+        # a very long completion is told better by a shorter one with the same story
+        readable = row["tokens"] is None or row["tokens"] <= LONG
+        return extreme, fresh, bool(row["finished"]), readable, strongest
+
+    return max(rows, key=worth, default=None)

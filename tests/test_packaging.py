@@ -1,0 +1,167 @@
+"""pyproject.toml, constraints.txt, environment.yml, Makefile and .ci/run say the same thing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import segpo_core
+import segviz
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def pins() -> dict[str, str]:
+    """Package name → version, from constraints.txt."""
+    pinned = re.findall(r"^([^#=\s]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    return {canonicalize_name(name): version for name, version in pinned}
+
+
+def conda() -> tuple[list[str], list[str]]:
+    """The conda packages and the pip lines of environment.yml."""
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in dependencies if isinstance(entry, dict))
+    return [entry for entry in dependencies if isinstance(entry, str)], pip
+
+
+def extras() -> set[str]:
+    """The extras that the Makefile installs."""
+    return set(re.search(r"^EXTRAS := (\S+)$", MAKEFILE, re.M)[1].split(","))
+
+
+def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run make, free of the variables and flags of a make that these tests may run under."""
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "METHOD", "STEPS", "APP", "PYTHON"}
+    env = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(["make", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+
+
+DECLARED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+
+
+@pytest.mark.parametrize("line", DECLARED)
+def test_every_dependency_is_pinned_within_its_bounds(line: str) -> None:
+    requirement = Requirement(line)
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_conda_environment_agrees() -> None:
+    packages, pip = conda()
+    (python,) = (p.removeprefix("python=") for p in packages if p.startswith("python"))
+    assert "pip" in packages
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert "-c constraints.txt" in pip
+    assert f"torch=={pins()['torch']}" in pip
+    (editable,) = (Requirement("segpo" + p.removeprefix("-e .")) for p in pip if p.startswith("-e ."))
+    assert editable.extras == extras() <= PROJECT["optional-dependencies"].keys()
+    assert len(pip) == 3, "everything else comes from pyproject.toml"
+
+
+def test_makefile_installs_torch_first_and_alone() -> None:
+    installs = [line.strip() for line in MAKEFILE.splitlines() if line.strip().startswith("@$(PIP)")]
+    assert installs[0] == "@$(PIP) -c constraints.txt torch"
+    assert all("-c constraints.txt" in line for line in installs)
+
+
+def test_no_package_index_is_named() -> None:
+    for name in ("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"):
+        assert not re.search(r"https?://|file://|index-url|find-links", (ROOT / name).read_text()), name
+
+
+def test_ci_runs_what_make_test_runs() -> None:
+    assert "\nmake test" in (ROOT / ".ci/run").read_text()
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    planned = make("-n", "test").stdout.replace("\\\n", " ")
+    for part in ("OMP_NUM_THREADS=1", "-m pytest -n 2", "--cov=segpo_core", "--cov-fail-under=90"):
+        assert part in planned
+
+
+@pytest.mark.parametrize(
+    ("given", "passed_on"),
+    [
+        ([], "segpo demo"),
+        (["STEPS=3", "METHOD=grpo", "APP=0"], "segpo demo --method grpo --max-steps 3 --no-app"),
+        (["APP=1"], "segpo demo"),
+    ],
+)
+def test_demo_passes_its_options_on(given: list[str], passed_on: str) -> None:
+    assert " ".join(make("-n", "demo", *given).stdout.splitlines()[-1].split()).endswith("bin/" + passed_on)
+
+
+def test_help_is_the_default_and_lists_the_commands() -> None:
+    listed = make().stdout
+    assert all(f"make {name} " in listed for name in ("demo", "test", "lint", "bench", "clean"))
+
+
+# A stand-in interpreter: `-m venv` copies it, every pip call is written down, and it stops where a file says.
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "-c import"*) exit 0 ;;
+  "-m venv") mkdir -p $3/bin; cp "$0" $3/bin/python; touch $3/bin/pip ;;
+  "-m pip") echo "$*" >> pip.log; for last; do :; done; case "$(cat stop)" in "$last") exit 1 ;; esac ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "stop").write_text("nothing")
+    (tmp_path / "python").write_text(FAKE_PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def calls(clone: Path) -> int:
+    return len((clone / "pip.log").read_text().splitlines())
+
+
+def test_setup_runs_once_and_again_when_the_pins_change(clone: Path) -> None:
+    assert make("setup", "PYTHON=./python", cwd=clone).returncode == 0
+    assert calls(clone) == 2
+    assert make("setup", "PYTHON=./python", cwd=clone).returncode == 0
+    assert calls(clone) == 2
+    with (clone / "constraints.txt").open("a") as file:
+        file.write("# one more line\n")
+    assert make("setup", "PYTHON=./python", cwd=clone).returncode == 0
+    assert calls(clone) == 4
+
+
+def test_interrupted_setup_is_done_again_from_nothing(clone: Path) -> None:
+    (clone / "stop").write_text(f".[{','.join(extras())}]")
+    assert make("setup", "PYTHON=./python", cwd=clone).returncode != 0
+    (clone / ".venv/half-installed").touch()
+    (clone / "stop").write_text("nothing")
+    assert make("setup", "PYTHON=./python", cwd=clone).returncode == 0
+    assert calls(clone) == 4
+    assert not (clone / ".venv/half-installed").exists()
+
+
+def test_old_python_is_refused_with_a_clear_message(clone: Path) -> None:
+    (clone / "python").write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n')
+    result = make("test", "PYTHON=./python", cwd=clone)
+    assert result.returncode != 0
+    assert "needs Python 3.11 or newer, but './python' is: Python 3.9.1" in result.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_version_is_the_projects() -> None:
+    try:
+        installed = metadata.version("segpo")
+    except metadata.PackageNotFoundError:
+        pytest.skip("segpo is not installed here: run `make test`")
+    assert segpo_core.__version__ == segviz.__version__ == installed == PROJECT["version"]
