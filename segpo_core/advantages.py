@@ -31,14 +31,14 @@ def group_relative(
     scored, peers = _peers(rewards, group)
     centred = _centre(rewards, scored, peers)
     if scale == "group":
-        spread = (peers @ centred.square() / (peers.sum(1) - 1).clamp(min=1)).sqrt()
+        spread = (_sum_over(peers, centred.square()) / (peers.sum(1) - 1).clamp(min=1)).sqrt()
     elif scale == "batch":
         spread = _variance(rewards, scored).sqrt()
     return centred if scale == "none" else centred / (spread + eps)
 
 
 def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
-    """RLOO: r − mean of the others in the group → [B]; 0 in a group of one (arXiv 2402.14740). NaN as above."""
+    """RLOO: r − mean of the others in the group → [B], 0 in a group of one (arXiv 2402.14740). NaN as above."""
     scored, peers = _peers(rewards, group)
     size = peers.sum(1)
     return _centre(rewards, scored, peers) * size / (size - 1).clamp(min=1)
@@ -55,18 +55,17 @@ def token_rewards(rewards: Tensor, mask: Tensor, kl: Tensor | None = None, kl_co
     return placed if kl is None else placed - kl_coef * torch.where(mask, kl, 0)
 
 
-def gae(
-    token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over tokens → (advantages, returns), both [B, T] (arXiv 1506.02438,
-    eq. 16).
+@torch.no_grad()
+def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over tokens → (advantages, returns), both [B, T] (arXiv 1506.02438, eq. 16).
 
-    δ_t = r_t + γ V_{t+1} − V_t with V = 0 after the last real token; A_t = Σ_l (γλ)^l δ_{t+l}; R_t = A_t +
-    V_t.
+    δ_t = r_t + γ V_{t+1} − V_t with V = 0 after the last real token; A_t = Σ_l (γλ)^l δ_{t+l}; R_t = A_t + V_t.
+    Both are constants to the gradient.
     """
     return _gae(torch.where(mask, token_rewards, 0), torch.where(mask, values, 0), gamma, lam)
 
 
+@torch.no_grad()
 def segment_gae(
     token_rewards: Tensor,
     values: Tensor,
@@ -75,22 +74,23 @@ def segment_gae(
     lam: float,
     value_at: Literal["start", "end"] = "start",
 ) -> tuple[Tensor, Tensor]:
-    """SAPO's GAE over segments → (advantages, returns), both [B, T], shared by the tokens of a segment (eq.
-    6–7).
+    """SAPO's GAE over segments → (advantages, returns), both [B, T], one number a segment (arXiv 2605.01327, eq. 6–7).
 
     Each segment is one step: r_m is the sum of its token rewards, V(s_m) the value before its first token
-    (`value_at="start"`, the paper) or before its last token (`"end"`, the released code).
+    (`value_at="start"`, the paper) or before its last token (`"end"`, the released code). Constants to the gradient.
     """
     if value_at not in ("start", "end"):
         raise ValueError(f"value_at must be 'start' or 'end', got {value_at!r}")
     read_here = segments.starts(segment_ids) if value_at == "start" else segments.ends(segment_ids)
     # Slot m + 1 is segment m. Slot 0 takes what stands at padding; GAE runs backwards, so it reaches no other slot.
     slot = segment_ids + 1
-    empty = values.new_zeros(len(values), 1 + _most_segments(segment_ids))
-    rewards_m = empty.scatter_add(1, slot, token_rewards)
-    values_m = empty.scatter_(1, torch.where(read_here, slot, 0), values)
+    shape = (len(values), 1 + _most_segments(segment_ids))
+    rewards_m = values.new_zeros(shape).scatter_add_(1, slot, token_rewards)
+    slot.mul_(read_here)  # in place: fresh memory for an index of this size costs more than the arithmetic
+    values_m = values.new_zeros(shape).scatter_(1, slot, values)
     advantages_m, returns_m = _gae(rewards_m, values_m, gamma, lam)
     advantages_m[:, 0] = returns_m[:, 0] = 0
+    torch.add(segment_ids, 1, out=slot)
     return advantages_m.gather(1, slot), returns_m.gather(1, slot)
 
 
@@ -104,7 +104,7 @@ def value_difference(
     first_state: Literal["prompt", "release"] = "prompt",
     first_is_boundary: Tensor | None = None,
 ) -> Tensor:
-    """SPO-chain and VinePPO: A_m = V̂(end of segment m) − V̂(its start) → [B, T] (arXiv 2505.23564, eq. 3).
+    """SPO-chain and VinePPO: A_m = V̂(end of segment m) − V̂(its start) → [B, T] (arXiv 2505.23564).
 
     `values` [B, M] is V̂ of the prefix before each segment, column 0 the prompt's; columns beyond a row's
     segments are not read. The state after the last segment is worth the completion's own reward, `rewards`
@@ -114,9 +114,7 @@ def value_difference(
     if first_state not in ("prompt", "release"):
         raise ValueError(f"first_state must be 'prompt' or 'release', got {first_state!r}")
     if first_state == "release" and first_is_boundary is None:
-        raise ValueError(
-            "first_state='release' needs first_is_boundary: whether each first token is a cutpoint"
-        )
+        raise ValueError("first_state='release' needs first_is_boundary: whether each first token is a cutpoint")
     rewards = rewards[:, None].to(values.dtype)
     last = torch.arange(values.shape[1], device=values.device) == (segments.count(segment_ids) - 1)[:, None]
     after = torch.where(last, rewards, torch.cat([values[:, 1:], rewards], dim=1))
@@ -130,7 +128,7 @@ def value_difference(
 def tree_advantages(
     parent: Tensor, rewards: Tensor, normalize: bool = False, depth: int | None = None, eps: float = 1e-8
 ) -> tuple[Tensor, Tensor]:
-    """SPO-tree: (V, Â) of every node, both [N] (arXiv 2505.23564, section 4.3).
+    """SPO-tree: (V, Â) of every node, both [N] (arXiv 2505.23564).
 
     `parent` long [N], −1 at a root; several trees may share the tensors. V of a leaf is its reward (`rewards`
     [N] is not read elsewhere), of an inner node the mean of its children. Â(n) = V(n) − V(parent), with
@@ -143,11 +141,16 @@ def tree_advantages(
     def children_sum(x: Tensor) -> Tensor:
         return torch.zeros_like(x).scatter_add(0, up, torch.where(root, 0, x))
 
+    def children_mean(x: Tensor) -> Tensor:  # counted from the lowest child: exact where all children are equal
+        lowest = torch.full_like(x, torch.inf).scatter_reduce(0, up, torch.where(root, torch.inf, x), "amin")
+        lowest = torch.where(leaf, 0, lowest)
+        return lowest + children_sum(x - lowest[up]) / children
+
     children = children_sum(torch.ones_like(rewards))
     leaf, children = children == 0, children.clamp(min=1)
     values = torch.where(leaf, rewards, 0)
     for _ in range(depth):  # each pass brings the means one level closer to the root
-        values = torch.where(leaf, rewards, children_sum(values) / children)
+        values = torch.where(leaf, rewards, children_mean(values))
     difference = torch.where(root, 0, values - values[up])
     if normalize:
         difference = difference / ((children_sum(difference.square()) / children).sqrt()[up] + eps)
@@ -196,18 +199,21 @@ def _discounted_sum(x: Tensor, decay: float) -> Tensor:
 
 
 def _peers(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """(bool [B] has a reward, [B, B] 1 where the column is scored and in the row's group)."""
+    """(bool [B] has a reward, bool [B, B] the column is scored and in the row's group)."""
     scored = ~rewards.isnan()
-    return scored, ((group[:, None] == group[None, :]) & scored[None, :]).to(rewards.dtype)
+    return scored, (group[:, None] == group[None, :]) & scored[None, :]
+
+
+def _sum_over(peers: Tensor, x: Tensor) -> Tensor:
+    """Sum of `x` [B] over each row's peers → [B]. No matrix product: that would be rounded under autocast or TF32."""
+    return torch.where(peers, x[None, :], 0).sum(1)
 
 
 def _centre(rewards: Tensor, scored: Tensor, peers: Tensor) -> Tensor:
-    """Reward minus the mean of the group. Counting from the group's lowest reward makes equal rewards exactly
-    0.
-    """
-    lowest = torch.where(peers > 0, rewards[None, :], torch.inf).amin(1)
+    """Reward minus the mean of the group. Counting from the group's lowest reward makes equal rewards exactly 0."""
+    lowest = torch.where(peers, rewards[None, :], torch.inf).amin(1)
     above = torch.where(scored, rewards - lowest, 0)
-    return torch.where(scored, above - peers @ above / peers.sum(1).clamp(min=1), 0)
+    return torch.where(scored, above - _sum_over(peers, above) / peers.sum(1).clamp(min=1), 0)
 
 
 def _centre_all(x: Tensor, mask: Tensor) -> Tensor:

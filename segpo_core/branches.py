@@ -1,221 +1,160 @@
-"""Chains and trees: sampling on from the middle of a completion. Every prefix is computed once.
+"""Trees: completions that branch as they are sampled. Every prefix, images included, is computed once.
 
-A *chain* takes completions that are there and continues them from chosen states, several times each; the mean reward
-of the continuations is the value of the state. A *tree* grows from the prompt level by level.
-
-Each continuation and each node draws from a random stream of its own, named by where it hangs. So the result does not
-depend on how rows are batched.
+Each node draws from a random stream of its own, named by its path, so the result does not depend on how trees are
+batched.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from segpo_core.generate import Draw, Sampler, State, noise
-from segpo_core.inputs import Prompts, decode_inputs
-from segpo_core.logprobs import backbone
-from segpo_core.segments import starts
+from segpo_core.inputs import Prompts
 from segpo_core.types import Rollouts, Tree, pad_rows
 
-#: `reward_of(groups, texts)`: the reward of each text as an answer to the prompt of that number; NaN for no verdict.
-RewardOf = Callable[[list[int], list[str]], list[float]]
-
-#: Rows that are continued together.
+#: Leaves that are sampled together.
 MAX_ROWS = 1024
 
 
-# --- chains ---------------------------------------------------------------------------------------
-
-
 @dataclass
-class Prefixes:
-    """B completions after their prompts of at most L tokens, computed once; each prefix can be continued."""
+class Node:
+    """A run of tokens that continues its parent's."""
 
-    cache: DynamicCache  #: keys and values of L prompt slots (left-padded), then of T tokens
-    attention_mask: Tensor  #: long [B, L + T]
-    position: Tensor  #: long [B], position of the first token
-    logits: Tensor  #: float32 [B, V], of the first token
-    hidden: Tensor  #: [B, T, H], after each token
-    head: Callable[[Tensor], Tensor]
-
-    @classmethod
-    @torch.no_grad()
-    def compute(cls, sampler: Sampler, prompts: Prompts, ids: Tensor, mask: Tensor, group: Tensor) -> Prefixes:
-        """One pass over the prompts (images once a prompt), then one over the completions.
-
-        Args:
-            sampler: whose model computes.
-            prompts: P prompts.
-            ids: long [B, T]; mask: bool [B, T]; group: long [B], row of the prompt.
-
-        Raises:
-            ValueError: the model's memory of a prefix is a running state that holds no single tokens.
-        """
-        some, row = group.unique(return_inverse=True)
-        state = sampler.prefill(prompts, some.tolist(), keep_all=True)
-        if any(type(layer) is not DynamicLayer for layer in state.cache.layers):
-            raise ValueError(
-                f"{type(sampler.model).__name__} has layers without keys and values, so it cannot go on from the "
-                "middle of a completion: use a method that needs no continuations (such as sapo or spo_tree)"
-            )
-        state = state.pick(row)
-        attended = torch.cat([state.attention_mask, mask.to(state.attention_mask)], dim=1)
-        inputs = decode_inputs(ids, attended, state.position)
-        network = backbone(sampler.model)
-        hidden = network(**inputs, past_key_values=state.cache, use_cache=True).last_hidden_state
-        sampler.tokens_computed += ids.numel()
-        return cls(state.cache, attended, state.position, state.logits, hidden, sampler.head)
-
-    def at(self, rows: Tensor, lengths: Tensor) -> State:
-        """The prefixes of `lengths` tokens (long [n], 0: the prompt) of the completions `rows` (long [n]).
-
-        Keys and values are moved so that each prefix ends in the last slot: what follows is then next to it, as
-        layers with a sliding window need it. Their positions are in the keys already.
-        """
-        prompt = self.attention_mask.shape[1] - self.hidden.shape[1]
-        width = prompt + int(lengths.max())
-        slot = torch.arange(width, device=rows.device) - (width - prompt - lengths)[:, None]
-        real, slot = slot >= 0, slot.clamp(min=0)
-        cache = DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            # Two indices with a slice between them: [n, S] comes first, heads after it.
-            keys, values = (x[rows[:, None], :, slot].transpose(1, 2) for x in (layer.keys, layer.values))
-            cache.update(keys, values, number)
-        after = self.head(self.hidden[rows, (lengths - 1).clamp(min=0)])
-        return State(
-            cache,
-            torch.where(real, self.attention_mask[rows[:, None], slot], 0),
-            self.position[rows] + lengths,
-            torch.where(lengths[:, None] > 0, after, self.logits[rows]),
-        )
+    path: tuple[int, ...]  #: prompt, then the number of the branch at each level
+    start: int  #: first token within the completion
+    ids: Tensor  #: long [n]
+    logprobs: Tensor  #: float32 [n]
+    entropy: Tensor  #: float32 [n]
+    finished: bool
 
 
-def unique_states(rollouts: Rollouts, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The different prefixes before the tokens `wanted` (bool [B, T]), shortest first: (rows, lengths, which).
-
-    The prompt is one state for its whole group, and so is any prefix that completions of a group share: it is taken
-    from the first of them. `rows` and `lengths` are long [S]; `which` long [W] says which state each wanted token
-    has, in row-major order.
-    """
-    table = rollouts.completion_ids.cpu().numpy()
-    group = rollouts.group.tolist()
-    seen: dict[tuple[int, int, bytes], int] = {}
-    states, which = [], []
-    for b, t in wanted.nonzero().tolist():
-        name = (group[b], t, table[b, :t].tobytes())
-        if name not in seen:
-            seen[name] = len(states)
-            states.append((b, t))
-        which.append(seen[name])
-    rows, lengths = torch.tensor(states, dtype=torch.long).reshape(-1, 2).unbind(1)
-    order = lengths.argsort(stable=True)
-    device = wanted.device
-    return rows[order].to(device), lengths[order].to(device), order.argsort()[which].to(device)
-
-
-def continuations(
+def grow_tree(
     sampler: Sampler,
     prompts: Prompts,
-    rollouts: Rollouts,
-    rows: Tensor,
-    lengths: Tensor,
-    number: int,
+    branch: Sequence[int],
+    segment_tokens: int,
     stream: tuple[int, ...],
     first: int = 0,
     max_rows: int = MAX_ROWS,
-) -> Iterator[tuple[Tensor, Draw]]:
-    """`number` fresh continuations of each prefix, batch by batch: (state of each row, draw).
+) -> Rollouts:
+    """A tree for each prompt; one row a leaf, leaves in depth-first order, nodes numbered in that order too.
+
+    From the prompt `branch[0]` segments of at most `segment_tokens` tokens are sampled, from each that did not end
+    `branch[1]`, and so on; segments of the last level run to their end (SPO-tree, arXiv 2505.23564). A segment that
+    ends with an EOS, or at `max_completion_length`, is a leaf at any level.
 
     Args:
-        sampler, prompts, rollouts: what sampled, from what, and what it sampled.
-        rows, lengths: long [S], the prefixes, as `unique_states` gives them.
-        stream, first: as `Sampler.groups`; a continuation's stream is (stream, prompt, sample, length, number).
-        max_rows: rows of one batch.
+        sampler, prompts: what samples, from what.
+        branch: children of a node at each level.
+        segment_tokens: longest segment above the last level.
+        stream, first: as `Sampler.groups`. A node's stream is named (stream, prompt, branch at each level).
+        max_rows: leaves sampled at once; the trees of one prompt stay together.
     """
-    used, row = rows.unique(return_inverse=True)
-    longest = int(lengths.max())  # later tokens are no part of any prefix
-    prefixes = Prefixes.compute(
-        sampler,
-        prompts,
-        rollouts.completion_ids[used, :longest],
-        rollouts.mask[used, :longest],
-        rollouts.group[used],
+    size = max(1, max_rows // math.prod(branch))
+    nodes: list[Node] = []
+    for begin in range(0, len(prompts), size):
+        rows = list(range(begin, min(begin + size, len(prompts))))
+        nodes += _grow(sampler, prompts, rows, branch, segment_tokens, stream, first)
+    nodes.sort(key=lambda node: node.path)  # a prefix sorts before what continues it: depth first
+    number = {node.path: i for i, node in enumerate(nodes)}
+    parents = {node.path[:-1] for node in nodes}
+    leaves = [node for node in nodes if node.path not in parents]
+    lines = [[nodes[number[leaf.path[:depth]]] for depth in range(2, len(leaf.path) + 1)] for leaf in leaves]
+
+    def joined(field: str) -> Tensor:
+        return pad_rows([torch.cat([getattr(node, field) for node in line]) for line in lines])
+
+    ids, device = joined("ids"), sampler.model.device
+    lengths = torch.tensor([line[-1].start + len(line[-1].ids) for line in lines], device=device)
+    finished = torch.tensor([leaf.finished for leaf in leaves], device=device)
+    draw = Draw(ids, lengths, finished, joined("logprobs"), joined("entropy"), 0)
+    rollouts = sampler.rollouts(draw, torch.tensor([leaf.path[0] for leaf in leaves], device=device))
+    rollouts.node_ids = pad_rows(
+        [torch.cat([node.ids.new_full(node.ids.shape, number[node.path]) for node in line]) for line in lines], -1
     )
-    group, sample = rollouts.group.tolist(), _number_in_group(rollouts.group.tolist())
-    for part in torch.arange(len(rows), device=rows.device).repeat_interleave(number).split(max_rows):
-        states, copies = part.unique(return_inverse=True)
-        left = sampler.max_completion_length - lengths[part]
-        streams = [
-            noise(sampler.max_completion_length - t, *stream, first + group[b], sample[b], t, n)
-            for b, t, n in zip(rows[part].tolist(), lengths[part].tolist(), _copy(part, number), strict=True)
-        ]
-        uniform = pad_rows([torch.from_numpy(s) for s in streams])
-        state = prefixes.at(row[states], lengths[states]).pick(copies)
-        yield part, sampler.decode(state, uniform, limits=left)
+    columns = zip(
+        *((number.get(n.path[:-1], -1), n.path[0], n.start, n.start + len(n.ids)) for n in nodes), strict=True
+    )
+    rollouts.tree = Tree(*(torch.tensor(column, device=device) for column in columns))
+    return rollouts
 
 
-def estimate_values(
+def _grow(
     sampler: Sampler,
     prompts: Prompts,
-    rollouts: Rollouts,
-    wanted: Tensor,
-    number: int,
-    reward_of: RewardOf,
+    rows: list[int],
+    branch: Sequence[int],
+    segment_tokens: int,
     stream: tuple[int, ...],
-    first: int = 0,
-    max_rows: int = MAX_ROWS,
-) -> None:
-    """Fill in `mc_values` and `mc_stderr` of the states before the tokens `wanted` (bool [B, T]).
+    first: int,
+) -> list[Node]:
+    """The nodes of the trees of some prompts, level by level."""
+    state: State | None = sampler.prefill(prompts, rows)
+    empty, device = torch.zeros(0), sampler.model.device
+    level = [Node((row,), 0, empty.long().to(device), empty.to(device), empty.to(device), False) for row in rows]
+    nodes, start = list(level), 0
+    for depth, children in enumerate(branch):
+        left = sampler.max_completion_length - start
+        limit = left if depth + 1 == len(branch) else min(segment_tokens, left)
+        paths = [(*node.path, i) for node in level for i in range(children)]
+        uniform = np.stack([noise(limit, *stream, first + path[0], *path[1:]) for path in paths])
+        copies = torch.arange(len(level), device=device).repeat_interleave(children)
+        draw = sampler.decode(state.pick(copies), torch.from_numpy(uniform), keep=limit < left)
+        ends = zip(paths, draw.lengths.tolist(), draw.finished.tolist(), strict=True)
+        level = [
+            Node(path, start, draw.ids[i, :n], draw.logprobs[i, :n], draw.entropy[i, :n], finished)
+            for i, (path, n, finished) in enumerate(ends)
+        ]
+        nodes += level
+        level, state, start = [node for node in level if not node.finished], draw.state, start + limit
+        if state is None:
+            break
+    return nodes
 
-    A value is the mean reward of `number` continuations; its standard error is their standard deviation over the
-    root of their number, NaN for a single one. Rewards without verdict (NaN) stay out of both. Arguments as
-    `continuations`.
+
+def tree_of(node_ids: Tensor, group: Tensor) -> tuple[Tree, Tensor]:
+    """The trees that rows form, and the rows' node ids in these trees' numbering: (tree of N nodes, long [B, T]).
+
+    Works on rows of a tree, on some of them and on recorded ones: a node is where its id stands, whatever it was
+    numbered. Nodes are numbered depth first if the rows stand so. A row of -1 alone is in no tree.
+
+    Args:
+        node_ids: long [B, T], -1 at padding; a number means one node within its group.
+        group: long [B].
     """
-    rollouts.mc_values, rollouts.mc_stderr = (
-        torch.full(wanted.shape, math.nan, device=wanted.device) for _ in range(2)
-    )
-    if not wanted.any():
-        return
-    rows, lengths, which = unique_states(rollouts, wanted)
-    groups: list[int] = []
-    texts: list[str] = []
-    for part, draw in continuations(
-        sampler, prompts, rollouts, rows, lengths, number, stream, first, max_rows
-    ):
-        groups += rollouts.group[rows[part]].tolist()
-        spans = zip(rows[part].tolist(), lengths[part].tolist(), draw.lengths.tolist(), strict=True)
-        ids = draw.ids.tolist()
-        before = rollouts.completion_ids.tolist()
-        texts += sampler.tokenizer.batch_decode(
-            [before[b][:t] + ids[i][:n] for i, (b, t, n) in enumerate(spans)],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-    rewards = torch.tensor(reward_of(groups, texts), dtype=torch.float32).reshape(-1, number)
-    verdicts = (~rewards.isnan()).sum(dim=1)
-    mean = rewards.nanmean(dim=1)
-    variance = (rewards - mean[:, None]).square().nansum(dim=1) / (verdicts - 1)
-    stderr = torch.where(verdicts > 1, (variance / verdicts).sqrt(), math.nan)
-    rollouts.mc_values[wanted], rollouts.mc_stderr[wanted] = (
-        x.to(wanted.device)[which] for x in (mean, stderr)
-    )
+    number: dict[tuple[int, int], int] = {}
+    nodes: list[tuple[int, int, int, int]] = []
+    renumbered = torch.full_like(node_ids, -1)
+
+    def place(group: int, name: int, parent: int, start: int, end: int) -> int:
+        if (group, name) not in number:
+            number[group, name] = len(nodes)
+            nodes.append((parent, group, start, end))
+        return number[group, name]
+
+    for b, (row, g) in enumerate(zip(node_ids.tolist(), group.tolist(), strict=True)):
+        end, node = 0, -1
+        for name, run in groupby(name for name in row if name >= 0):
+            if end == 0:
+                node = place(g, -1, -1, 0, 0)  # the root, which has no tokens
+            start, end = end, end + sum(1 for _ in run)
+            node = place(g, name, node, start, end)
+            renumbered[b, start:end] = node
+    columns = torch.tensor(nodes, dtype=torch.long, device=group.device).reshape(-1, 4).unbind(1)
+    return Tree(*columns), renumbered
 
 
-def _number_in_group(group: list[int]) -> list[int]:
-    """The how-maniest of its group each row is."""
-    seen: dict[int, int] = {}
-    for g in group:
-        seen[g] = seen.get(g, -1) + 1
-    ...
-
-
-def _copy(part: Tensor, number: int) -> list[int]:
-    ...
+def first_holders(node_ids: Tensor) -> Tensor:
+    """True at the tokens of each node in the first row that holds it, bool [B, T]: every token of a tree once."""
+    held = node_ids >= 0
+    row = torch.arange(len(node_ids), device=node_ids.device)[:, None].expand_as(node_ids)
+    nodes = int(node_ids.max()) + 1
+    owner = row.new_full((nodes,), len(node_ids)).scatter_reduce(0, node_ids[held], row[held], "amin")
+    return held & (owner[node_ids.clamp(min=0)] == row)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from segpo_core import segments
 
@@ -85,9 +86,7 @@ def aggregate(
             "loss_type must be 'token-mean', 'seq-mean-token-mean', 'seq-mean-token-sum' or "
             f"'seq-mean-token-sum-norm', got {loss_type!r}"
         )
-    items = torch.as_tensor(
-        count_items(mask, loss_type) if normalizer is None else normalizer, device=mask.device
-    )
+    items = torch.as_tensor(count_items(mask, loss_type) if normalizer is None else normalizer, device=mask.device)
     return total / torch.where(items > 0, items, 1)
 
 
@@ -118,7 +117,8 @@ def policy_loss(
         advantages = advantages[:, None]
     advantages = torch.where(mask, advantages, 0)
     log_rho = log_ratio(logprobs, old_logprobs, mask, level, segment_ids)
-    rho = log_rho.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    log_rho = log_rho.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    rho = log_rho.exp()
 
     clipped = torch.min(rho * advantages, rho.clamp(1 - epsilon, 1 + high) * advantages)
     surrogate = clipped
@@ -128,15 +128,14 @@ def policy_loss(
 
     with torch.no_grad():
         below, above = (rho < 1 - epsilon) & (advantages < 0), (rho > 1 + high) & (advantages > 0)
-        some = mask.any()
         stats = {
             "clip_ratio/low": _mean(below, mask),
             "clip_ratio/high": _mean(above, mask),
             "clip_ratio/region": _mean(below | above, mask),
             "clip_ratio/dual": _mean(surrogate > clipped, mask),
-            "ratio/mean": torch.where(some, _mean(rho, mask), 1),
-            "ratio/min": torch.where(some, torch.where(mask, rho, torch.inf).amin(), 1),
-            "ratio/max": torch.where(some, torch.where(mask, rho, -torch.inf).amax(), 1),
+            "ratio/mean": 1 + _mean(rho - 1, mask),  # without a token, the ratio is 1
+            "ratio/min": (-_largest(-log_rho, mask)).exp(),
+            "ratio/max": _largest(log_rho, mask).exp(),
             "approx_kl": _mean(rho - 1 - log_rho, mask),  # Schulman's k3 of KL(π_old ‖ π), never negative
             "tokens": mask.sum(),
         }
@@ -206,6 +205,12 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _largest(x: Tensor, mask: Tensor) -> Tensor:
+    """Largest masked value, 0-dim; 0 if there is none."""
+    largest = pad(torch.where(mask, x, -torch.inf).flatten(), (0, 1), value=-torch.inf).amax()
+    return torch.where(largest > -torch.inf, largest, 0)
 
 
 def _variance(x: Tensor, mask: Tensor) -> Tensor:

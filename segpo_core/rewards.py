@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import json
+import math
 import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Reward = Callable[..., list[float | None]]
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d*))?")
+_NUMBER_IN_TEXT = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
+_TAG = re.compile(r"</?(?:perception|think|answer)>")
+_TAGS = ["<perception>", "</perception>", "<think>", "</think>", "<answer>", "</answer>"]
+_WORDS = re.compile(r"[^\W\d_]{2,}(?:\s+[^\W\d_]+)*")
 
 
-def normalise_answer(text: str) -> str:
+def normalise_answer(text: object) -> str:
     """Blanks made single; a plain decimal number in one spelling: "+1,200.50" -> "1200.5", "-0" -> "0"."""
     text = " ".join(str(text).split())
     number = _NUMBER.fullmatch(text)
@@ -21,14 +36,12 @@ def normalise_answer(text: str) -> str:
     return f"-{value}" if sign == "-" and value != "0" else value
 
 
-def completion_text(completion: str | list) -> str:
+def completion_text(completion: str | Sequence[Mapping]) -> str:
     """The text of a completion in TRL's form: a string, or messages whose last one is the answer."""
     if isinstance(completion, str):
         return completion
     content = completion[-1]["content"] if completion else ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") for part in content)
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def answer_block(text: str) -> str | None:
@@ -39,8 +52,196 @@ def answer_block(text: str) -> str | None:
 
 def answer_reward(prompts, completions, answer, **columns) -> list[float | None]:
     """1.0 where the `<answer>` block equals the `answer` column (blanks and number spelling aside), else 0.0."""
+    given = [answer_block(completion_text(c)) for c in completions]
+    return [
+        float(g is not None and normalise_answer(g) == normalise_answer(a)) for g, a in zip(given, answer, strict=True)
+    ]
+
+
+def format_reward(prompts, completions, **columns) -> list[float | None]:
+    """1.0 where the structure tags are there once each and in order, else 0.0."""
+    return [float(_TAG.findall(completion_text(c)) == _TAGS) for c in completions]
+
+
+def math_reward(prompts, completions, answer, **columns) -> list[float | None]:
+    """1.0 where the answer has the value of the `answer` column ("0.5" and "\\frac{1}{2}" have), else 0.0.
+
+    The answer is the `<answer>` block, else the last `\\boxed{...}`, else the last number. What cannot be read is wrong;
+    words must be equal. May be called from any thread.
+    """
+    given = [_math_answer(completion_text(c)) for c in completions]
+    return [float(g is not None and _same_value(g, str(a))) for g, a in zip(given, answer, strict=True)]
+
+
+def _math_answer(text: str) -> str | None:
+    block = answer_block(text)
+    text = text if block is None else block
+    start = text.rfind("\\boxed{")
+    if start >= 0:
+        begin, depth = start + len("\\boxed{"), 1
+        for i in range(begin, len(text)):
+            depth += (text[i] == "{") - (text[i] == "}")
+            if depth == 0:
+                return text[begin:i]
+    if block is not None:
+        return block
+    numbers = _NUMBER_IN_TEXT.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def _same_value(given: str, answer: str) -> bool:
+    a, b = (normalise_answer(text.replace("$", "")) for text in (given, answer))
+    if a == b or not a or not b:
+        return a == b and bool(a)
+    plain = [bool(_NUMBER.fullmatch(text) or _WORDS.fullmatch(text)) for text in (a, b)]
+    # As LaTeX, "true" would be the product t r u e, which equals "eurt".
+    if all(plain) or _WORDS.fullmatch(b) or len(a) > 400:
+        return False
+    return _checker.same(a, b)
+
+
+class _Checker:
+    """math-verify in a process of its own: 9^{9^{9^9}} keeps sympy busy for ever, and no signal or thread can stop it."""
+
+    _SOURCE = """if True:
+        import json, logging, sys
+        from math_verify import parse, verify
+        logging.disable()
+        print("ready", flush=True)
+        for line in sys.stdin:
+            try:
+                given, answer = (parse(f"${text}$", parsing_timeout=None) for text in json.loads(line))
+                print(int(verify(answer, given, timeout_seconds=None)), flush=True)
+            except Exception:
+                print(0, flush=True)
+    """
+
+    def __init__(self, seconds: float = 5.0):
+        self.seconds, self.lock, self.process = seconds, threading.Lock(), None
+
+    def same(self, given: str, answer: str) -> bool:
+        """Whether two expressions have the same value; False when that takes too long."""
+        with self.lock:
+            if self.process is None or self.process.poll() is not None:
+                # -P: modules beside the script that is running must not hide the library's
+                command, pipe = [sys.executable, "-P", "-c", self._SOURCE], subprocess.PIPE
+                self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
+                if self.process.stdout.readline() != "ready\n":
+                    raise ImportError("math_reward needs math-verify: pip install 'math-verify[antlr4-13-2]'")
+            timer = threading.Timer(self.seconds, self.process.kill)
+            timer.start()
+            try:
+                self.process.stdin.write(json.dumps([given, answer]) + "\n")
+                self.process.stdin.flush()
+                reply = self.process.stdout.readline()
+            except OSError:  # killed while it was written to
+                reply = ""
+            finally:
+                timer.cancel()
+            if not reply:
+                self.process.kill()
+                self.process.wait()  # else it would still look alive to the next call
+            return reply == "1\n"
+
+
+_checker = _Checker()
+
+
+def run_rewards(
+    funcs: Sequence[Reward],
+    weights: Sequence[float] | None,
+    prompts: Sequence,
+    completions: Sequence,
+    columns: Mapping[str, Sequence],
+) -> tuple[list[float | None], dict[str, list[float | None]]]:
+    """Run reward functions over B completions.
+
+    Returns: the weighted sums (None where no function applies) and each function's values by its name, B each.
+    Raises: ValueError that names the function, the completion and the remedy, for a function that raises, returns
+        another number of values, or something else than finite numbers and None.
+    """
+    weights = [1.0] * len(funcs) if weights is None else list(weights)
+    if len(weights) != len(funcs):
+        raise ValueError(f"{len(weights)} reward weights for {len(funcs)} reward functions; give one weight each")
+    parts: dict[str, list[float | None]] = {}
+    total: list[float | None] = [None] * len(completions)
+    for func, weight in zip(funcs, weights, strict=True):
+        name = base = getattr(func, "__name__", type(func).__name__)
+        while name in parts:
+            name = f"{base}_{len(parts) + 1}"
+        parts[name] = _call(func, name, prompts, completions, columns)
+        for i, value in enumerate(parts[name]):
+            if value is not None:
+                total[i] = (total[i] or 0.0) + weight * value
+    return total, parts
+
+
+def _call(func: Reward, name: str, prompts: Sequence, completions: Sequence, columns: Mapping) -> list[float | None]:
+    try:
+        values = list(func(prompts=list(prompts), completions=list(completions), **columns))
+    except Exception as error:
+        where = _first_failing(func, prompts, completions, columns)
+        raise ValueError(
+            f"reward function {name} failed at {where}: {type(error).__name__}: {error}; make it accept "
+            "(prompts, completions, **columns) and return 0.0 for completions that it cannot read, or None"
+        ) from error
+    if len(values) != len(completions):
+        raise ValueError(
+            f"reward function {name} returned {len(values)} values for completions 0 to {len(completions) - 1} "
+            f"({len(completions)}); return one each, None where it does not apply"
+        )
     out: list[float | None] = []
-    for completion, reference in zip(completions, answer, strict=True):
-        given = answer_block(completion_text(completion))
-        out.append(float(given is not None and normalise_answer(given) == normalise_answer(reference)))
+    for i, value in enumerate(values):
+        try:
+            number = None if value is None else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            raise ValueError(
+                f"reward function {name} returned {value!r} for completion {i}; "
+                "return a finite number, or None where it does not apply"
+            )
+        out.append(number)
     return out
+
+
+def _first_failing(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping) -> str:
+    for i in range(len(completions)):
+        try:
+            func(prompts=[prompts[i]], completions=[completions[i]], **{k: [v[i]] for k, v in columns.items()})
+        except Exception:
+            return f"completion {i}"
+    return f"completions 0 to {len(completions) - 1} together"
+
+
+BUILT_IN: dict[str, Reward] = {f.__name__: f for f in (answer_reward, math_reward, format_reward)}
+
+
+def load_reward(spec: str | Reward) -> Reward:
+    """A reward function by built-in name, as "module:function" or as "file.py:function"; a function stays as it is.
+
+    Raises: ValueError that says what is missing.
+    """
+    if callable(spec):
+        return spec
+    place, colon, name = spec.rpartition(":")
+    if not colon:
+        if spec in BUILT_IN:
+            return BUILT_IN[spec]
+        raise ValueError(
+            f"unknown reward function {spec!r}; known: {', '.join(BUILT_IN)}, or give module:function or file.py:function"
+        )
+    try:
+        if place.endswith(".py"):
+            found = importlib.util.spec_from_file_location(f"reward_{Path(place).stem}", place)
+            module = importlib.util.module_from_spec(found)
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except Exception as error:
+        raise ValueError(f"reward function {spec!r}: cannot load {place}: {type(error).__name__}: {error}") from error
+    func = getattr(module, name, None)
+    if not callable(func):
+        known = ", ".join(k for k, v in vars(module).items() if callable(v) and not k.startswith("_")) or "none"
+        raise ValueError(f"reward function {spec!r}: {place} has no function {name}; it has: {known}")
+    return func

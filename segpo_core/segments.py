@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+# Roles, indices into `types.ROLES`.
 OTHER, PERCEPTION, REASONING, ANSWER = 0, 1, 2, 3
 TAGS = ("perception", "think", "answer")
 
@@ -44,7 +45,7 @@ def fixed_length(mask: Tensor, size: int) -> Tensor:
 
 
 def entropy_topk(entropy: Tensor, mask: Tensor, fraction: float = 0.3) -> Tensor:
-    """Cut after the ⌈fraction · T⌉ tokens of highest entropy (SAPO, eq. 11).
+    """Cut after the ⌈fraction · T⌉ tokens of highest entropy (SAPO, arXiv 2605.01327, eq. 11).
 
     These tokens are segment *ends*; the last real token always is one, in addition where it is not among
     them. Of two tokens with equal entropy the earlier one is taken first. `entropy` [B, T] may hold anything
@@ -60,7 +61,7 @@ def entropy_topk(entropy: Tensor, mask: Tensor, fraction: float = 0.3) -> Tensor
 
 
 def cutpoints(probs: Tensor, mask: Tensor, threshold: float = 0.9, interval: int = 5) -> Tensor:
-    """Cut just before every `interval`-th cutpoint, a token with π_old < `threshold` (SPO, section 4.1).
+    """Cut just before every `interval`-th cutpoint, a token with π_old < `threshold` (SPO, arXiv 2505.23564).
 
     New segments begin at cutpoints 1, 1+k, 1+2k, …; tokens before the first cutpoint form a segment of their
     own, so the first segment begins at a boundary of the paper only where the first token is itself a
@@ -184,9 +185,7 @@ def role_ids(
         table[b, : len(row)] = OTHER
         for t, (start, piece) in enumerate(zip(_offsets(row), row, strict=True)):
             stop = start + max(len(piece), 1)
-            inside = (
-                role for role, (left, right) in enumerate(blocks or (), 1) if start < right and left < stop
-            )
+            inside = (role for role, (left, right) in enumerate(blocks or (), 1) if start < right and left < stop)
             table[b, t] = next(inside, OTHER)
     return table.to(mask.device), torch.tensor(well_formed, dtype=torch.bool, device=mask.device)
 

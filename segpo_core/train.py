@@ -26,6 +26,7 @@ from torch import Tensor
 from segpo_core import checkpoint, evaluate, losses
 from segpo_core.algos.base import LossType
 from segpo_core.config import TrainConfig
+from segpo_core.contrasts import contrasts
 from segpo_core.critic import ActorCritic, Scores
 from segpo_core.generate import Sampler
 from segpo_core.inputs import Prompts
@@ -41,7 +42,7 @@ from segpo_core.policy import (
 from segpo_core.record import Recorder, SchemaError, forget_after, image_digest, read_manifest
 from segpo_core.rewards import load_reward
 from segpo_core.rows import rollout_rows
-from segpo_core.segments import count, role_ids
+from segpo_core.segments import TAGS, count, role_ids
 from segpo_core.tasks import load_task
 from segpo_core.types import Credit, Rollouts
 
@@ -224,6 +225,11 @@ class Trainer:
         clock.lap("sample")
         micros = self.micro_batches(rollouts, prompts)
         self.score(rollouts, micros)
+        if self.method.uses_contrasts:
+            rollouts.perception_contrast, rollouts.reasoning_contrast = contrasts(
+                self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
+                self.config.per_device_train_batch_size, self.method.tags,
+            )  # fmt: skip
         clock.lap("score")
         credit = self.method.credit(rollouts)
         if self.config.mask_truncated_completions:  # after the advantages: cut completions count in their group
@@ -264,7 +270,8 @@ class Trainer:
         rollouts.rewards = torch.tensor(total, dtype=torch.float32, device=rollouts.mask.device)
         rollouts.reward_parts = parts
         rollouts.truth = evaluate.inspect(self.task, examples, rollouts)
-        rollouts.role_ids, rollouts.well_formed = role_ids(rollouts.pieces, rollouts.mask)
+        tags = getattr(self.method, "tags", TAGS)
+        rollouts.role_ids, rollouts.well_formed = role_ids(rollouts.pieces, rollouts.mask, tags)
 
     def micro_batches(self, rollouts: Rollouts, prompts: Prompts) -> list[Micro]:
         """Cut a step's rows into forward passes. Several updates a step take them in random order, so that no update

@@ -14,9 +14,7 @@ from segpo_core.segments import PERCEPTION, REASONING
 
 
 def probability_mask(probs: Tensor, mask: Tensor, threshold: float = 0.9) -> Tensor:
-    """The real tokens with π_old < `threshold`, bool [B, T]: only these enter SPO's loss (arXiv 2505.23564,
-    section 4.2).
-    """
+    """The real tokens with π_old < `threshold`, bool [B, T]: only these enter SPO's loss (arXiv 2505.23564)."""
     return mask & (probs < threshold)
 
 
@@ -36,10 +34,11 @@ def role_weights(
     Either may be None: that role then has weight 1 before rescaling. `role_ids` come from
     `segments.role_ids`; a malformed completion, all of role 0, gets uniform weights.
 
-        u_t = clip((signal_t − baseline) / tau, ±clip),  baseline = mean signal of the completion's role
-        tokens w_t = f(u_t) at role tokens, 1 elsewhere, then rescaled to mean 1 over the completion
+        baseline = mean signal over the completion's perception and reasoning tokens
+        u_t = clip((signal_t − baseline) / tau, −clip, clip)
+        w_t = f(u_t) at these tokens, 1 elsewhere, then rescaled to mean 1 over the completion
 
-    with f(u) = exp(u), 2·sigmoid(u), or n·softmax(u) over the n role tokens: each is 1 where all signals are
+    with f(u) = exp(u), 2·sigmoid(u), or n·softmax(u) over these n tokens: each is 1 where all signals are
     equal. The paper fixes that weights are positive (so A keeps its sign), that their total per completion is
     preserved and that both roles share one baseline. The functional form, exp with tau = clip = 1, is *our
     reading of its abstract*.
@@ -66,4 +65,4 @@ def role_weights(
         raise ValueError(f"transform must be 'exp', 'sigmoid' or 'softmax', got {transform!r}")
 
     w = torch.where(mask, torch.where(speaks, w, 1), 0)
-    return w * mask.sum(1, keepdim=True) / torch.where(mask, w, 0).sum(1, keepdim=True).clamp(min=1e-12)
+    return w * mask.sum(1, keepdim=True) / w.sum(1, keepdim=True).clamp(min=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,8 @@ def board(runs: Run | Sequence[Run], title: str = "Does it learn, and does it st
         for name, lines in ((chart["title"], chart["lines"]),)
         for series in lines
     )
-    fallback = f"<h3>{escape(title)}</h3><table><tr><th>chart</th><th>line</th><th>first</th><th>last</th></tr>{rows}</table>"
+    head = "<tr><th>chart</th><th>line</th><th>first</th><th>last</th></tr>"
+    fallback = f"<h3>{escape(title)}</h3><table>{head}{rows}</table>"
     return View("board", title, data, fallback)
 
 
@@ -117,7 +119,7 @@ def _lines_of(groups: dict[str, list[dict[str, Series]]], names: list[str], seve
     lines = []
     for g, (group, metrics) in enumerate(groups.items()):
         if line := _line(metrics, names):
-            lines.append(line | {"label": group if several else names[0], "panel": "", "style": g if several else 4})
+            lines.append(line | {"label": group if several else "", "panel": "", "style": g if several else 4})
     return lines
 
 
@@ -145,6 +147,8 @@ def _line(metrics: list[dict[str, Series]], names: list[str]) -> dict[str, Any] 
     for run in metrics:
         series = next((run[name] for name in names if name in run), None)
         for step, value in zip(*series, strict=True) if series else ():
+            if not math.isfinite(value):
+                continue
             points.setdefault(step, []).append(value)
     if not points:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("learning rate", config.get("learning_rate")),
         ("seed", config.get("seed", manifest.get("seed"))),
         ("started", str(manifest.get("started") or "").replace("T", " ").replace("+00:00", " UTC")),
-        ("rollouts recorded", f"{len(run.rollouts):,} in {len(run.steps)} steps"),
+        ("steps with rollouts", f"{len(run.steps):,}"),
         ("versions", versions),
         ("commit", str(manifest.get("git_commit") or "")[:12]),
         ("machine", manifest.get("machine")),
@@ -112,20 +113,20 @@ def headline(run: Run) -> list[dict[str, Any]]:
     metrics, found = run.metrics, []
     for label in ("answer", "perception", "grounded"):
         for name, note in ((f"eval/{label}", "held-out, greedy"), (f"train/{label}", "training completions")):
-            if series := metrics.get(name):
-                found.append(
-                    {"label": label, "note": note, "start": series.values[0], "end": series.values[-1],
-                     "steps": [series.steps[0], series.steps[-1]]}
-                )  # fmt: skip
+            series = metrics.get(name)
+            points = [p for p in zip(*series, strict=True) if math.isfinite(p[1])] if series else []
+            if points:
+                (first, start), (last, end) = points[0], points[-1]
+                found.append({"label": label, "note": note, "start": start, "end": end, "steps": [first, last]})
                 break
     return found
 
 
 def pick(run: Run) -> list[tuple[tuple[int, str], Key | None]]:
     """Telling rollouts of the first, middle and last recorded step: ((step, kind), key or None where there is none)."""
-    steps = [step for step in run.steps if len(run.rollouts.where(step=step))]
+    steps = run.steps
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
-    tables = {step: run.rollouts.where(step=step) for step in chosen}
+    tables = {step: table for step in chosen if len(table := run.rollouts_at(step))}
     every = [row for table in tables.values() for row in table]
     if any(row["perception_right"] is not None for row in every):
         kinds = list(KINDS)[:5]

@@ -23,13 +23,13 @@ LONG = 4096  #: tokens from which on columns are stored more coarsely and some a
 FALLBACK_TOKENS = 4000  #: tokens that the static fallback shows
 LARGEST_IMAGE = 600_000  #: bytes above which an image is shown smaller than it is
 
-#: Name in the page -> column of the rollout. The last three are left out of long rollouts.
+#: Name in the page -> column of the rollout.
 _FLOATS = {
     "adv": "advantages", "val": "values", "ent": "entropy", "logp": "old_logprobs", "ratio": "ratio",
     "weight": "weights", "ret": "returns", "ref": "ref_logprobs", "pc": "perception_contrast",
     "rc": "reasoning_contrast",
 }  # fmt: skip
-_LEFT_OUT_WHEN_LONG = ("ref", "pc", "rc")
+_LEFT_OUT_WHEN_LONG = ("ref_logprobs", "perception_contrast", "reasoning_contrast", "token_ids")
 
 
 def ribbon(rollout: Rollout | Mapping[str, Any], title: str = QUESTION) -> View:
@@ -129,7 +129,9 @@ def verdict(rollout: Rollout) -> list[str]:
         return [first]
     at = segment_at(rollout, error["start"])
     reason = f" ({error['kind']}: {error['why']})" if error["why"] else f" ({error['kind']})"
-    if len(credit) == 1 or worst is None:
+    if len(credit) == 1:
+        return [first, f"The first true error is at token {error['start'] + 1}{reason}."]
+    if worst is None:
         return [first, f"The first true error is in segment {at + 1}{reason}."]
     start, end = rollout.segments[worst]
     if start < error["end"] and error["start"] < end:
@@ -196,11 +198,11 @@ def _columns(rollout: Rollout) -> dict[str, np.ndarray]:
         "units": np.array(units, dtype=np.uint16 if max(units, default=0) < 2**16 else np.uint32),
         # lengths rather than places: small numbers that repeat deflate to almost nothing
         "seg": np.array([end - start for start, end in rollout.segments], dtype=np.uint32),
-        "seg_adv": floats(segment_credit(rollout), False),
+        "seg_adv": floats(segment_credit(rollout), long),
     }
     for name, source in (("seg_val", "segment_value"), ("seg_err", "segment_stderr")):
         if (column := rollout.segment_column(source)) is not None:
-            columns[name] = floats(column, False)
+            columns[name] = floats(column, long)
     if rules := rollout.segment_column("segment_rule"):
         order = sorted({rule or "" for rule in rules})
         columns["seg_rule"] = np.array([order.index(rule or "") for rule in rules], dtype=np.uint16)
@@ -208,14 +210,14 @@ def _columns(rollout: Rollout) -> dict[str, np.ndarray]:
         column = rollout.column(source)
         if column is None and name == "logp":
             column = rollout.column("sampled_logprobs")
-        if column is not None and not (long and name in _LEFT_OUT_WHEN_LONG):
+        if column is not None and not (long and source in _LEFT_OUT_WHEN_LONG):
             columns[name] = floats(column, long)
     for name, source in (("loss", "loss_mask"), ("clip", "clipped")):
         if (column := rollout.column(source)) is not None:
             columns[name] = np.array([2 if flag is None else int(flag) for flag in column], dtype=np.uint8)
     if (column := rollout.column("role_ids")) is not None:
         columns["role"] = np.array([255 if r is None or r < 0 else r for r in column], dtype=np.uint8)
-    if (column := rollout.column("token_ids")) is not None:
+    if (column := rollout.column("token_ids")) is not None and not long:
         ids = np.array([0 if item is None else item for item in column], dtype=np.uint32)
         columns["id"] = ids if ids.max(initial=0) >= 2**16 else ids.astype(np.uint16)
     return columns
@@ -275,8 +277,8 @@ def _notices(rollout: Rollout) -> list[str]:
     if not rollout.row.get("segment_start") and not rollout.row.get("segment_ids"):
         notes.append("No segments are recorded: the completion is shown as a single one.")
     if len(rollout.pieces) > LONG:
-        left = [_FLOATS[name] for name in _LEFT_OUT_WHEN_LONG if rollout.row.get(_FLOATS[name]) is not None]
-        tail = f"; {', '.join(left)} are left out" if left else ""
+        left = [name for name in _LEFT_OUT_WHEN_LONG if rollout.row.get(name) is not None]
+        tail = f"; without {', '.join(left)}" if left else ""
         notes.append(f"Long rollout: numbers are rounded to 8 significant bits in this page{tail}.")
     if bad := [n for n in TOKEN_NUMBERS if any(v is not None and math.isinf(v) for v in rollout.column(n) or [])]:
         notes.append(f"There are infinite numbers in {', '.join(bad)}.")

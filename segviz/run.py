@@ -134,7 +134,7 @@ class RolloutTable:
         return self.rows[index]
 
     def where(self, test: Callable[[dict], bool] | None = None, **wanted: Any) -> RolloutTable:
-        """Rows that pass `test` and have the wanted values, e.g. `where(step=3, error_kind={"perception", "reasoning"})`.
+        """Rows that pass `test` and have the wanted values, e.g. `where(step=3, error_kind="perception")`.
 
         A collection means "one of these", a callable is asked about the value.
 
@@ -170,6 +170,7 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
+        self._metrics: tuple[tuple, dict[str, Series]] = ((), {})
         self._light: dict[int, tuple[tuple, list[dict[str, Any]]]] = {}
         self._problems: dict[str, str] = {}
 
@@ -230,6 +231,9 @@ class Run:
     @property
     def metrics(self) -> dict[str, Series]:
         """Metric name -> steps and values, as recorded so far."""
+        stamp = self._stamp("metrics", "step-*.parquet")
+        if stamp == self._metrics[0]:
+            return self._metrics[1]
         try:
             table = read_metrics(self.path)
         except (pa.ArrowException, OSError) as error:
@@ -241,12 +245,17 @@ class Run:
                 series = found.setdefault(name, Series([], []))
                 series.steps.append(step)
                 series.values.append(value)
+        self._metrics = (stamp, found)
         return found
 
     @property
     def rollouts(self) -> RolloutTable:
         """Every rollout recorded so far, without its token streams."""
         return RolloutTable([row for step in self.steps for row in self._step(step)])
+
+    def rollouts_at(self, step: int) -> RolloutTable:
+        """Rollouts of one step, without reading the others. Empty where nothing is recorded."""
+        return RolloutTable(self._step(step))
 
     def rollout(self, step: int, group: int, sample: int) -> Rollout:
         """One rollout, whole.
@@ -255,9 +264,7 @@ class Run:
             KeyError: it is not recorded; the message says what is.
         """
         for path in sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet")):
-            table = pq.read_table(
-                path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), ("sample", "=", sample)]
-            )
+            table = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), ("sample", "=", sample)])
             if table.num_rows:
                 row = table.slice(0, 1).to_pylist()[0]
                 shas = row.get("images") or []
@@ -279,11 +286,20 @@ class Run:
         except OSError:
             return None
 
+    def _stamp(self, kind: str, pattern: str) -> tuple:
+        """What tells whether files changed since they were read."""
+        stamp = []
+        for path in sorted((self.path / kind).glob(pattern)):
+            try:
+                stamp.append((path.name, path.stat().st_mtime_ns, path.stat().st_size))
+            except FileNotFoundError:  # a resumed run removes later steps
+                continue
+        return tuple(stamp)
+
     def _step(self, step: int) -> list[dict[str, Any]]:
         """Light rows of one step. Read again only when its files changed: a resumed run writes steps anew."""
         try:
-            files = sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet"))
-            stamp = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+            stamp = self._stamp("rollouts", f"step-{step:06d}.*parquet")
             if step in self._light and self._light[step][0] == stamp:
                 return self._light[step][1]
             rows = read_rollouts(self.path, [step], LIGHT).to_pylist()

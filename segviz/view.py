@@ -49,7 +49,7 @@ class View:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(self.title)}</title>\n<style>{style}</style>\n</head>\n<body class=\"segviz\">\n"
+            f'<title>{escape(self.title)}</title>\n<style>{style}</style>\n</head>\n<body class="segviz">\n'
             '<main id="segviz"><noscript>This page draws itself from data in this file and needs JavaScript. '
             "It loads nothing from elsewhere.</noscript></main>\n"
             f'<script type="application/json" id="segviz-data">{script_json(self.data)}</script>\n'
@@ -115,7 +115,7 @@ def pack(columns: Mapping[str, np.ndarray], text: str = "") -> dict[str, Any]:
 def floats(values: Iterable[float | None], long: bool) -> np.ndarray:
     """A column of numbers for `pack`, NaN where there is none.
 
-    A long column keeps 8 significant bits (a relative error below 0.4 %): beside thousands of tokens nobody reads
+    A long column keeps 8 significant bits (a relative error below 0.5 %): beside thousands of tokens nobody reads
     more, and it halves the page.
     """
     column = np.array([math.nan if value is None else value for value in values], dtype=np.float32)

@@ -54,7 +54,8 @@ def picture(objects: list[tuple[int, str, str]]) -> Image.Image:
 def problem(rng: random.Random) -> tuple[list, str, str, int]:
     """(objects, question, colour asked for, answer)."""
     objects = [
-        (cell, rng.choice(list(COLOURS)), rng.choice(SHAPES)) for cell in sorted(rng.sample(range(9), rng.randint(3, 5)))
+        (cell, rng.choice(list(COLOURS)), rng.choice(SHAPES))
+        for cell in sorted(rng.sample(range(9), rng.randint(3, 5)))
     ]
     colour = rng.choice([c for _, c, _ in objects])
     return objects, f"How many {colour} shapes are there?", colour, sum(c == colour for _, c, _ in objects)
@@ -256,8 +257,8 @@ def write_run(path: Path, method: str = "sapo", steps: int = 24, seed: int = 0, 
                 kind = ("right", "perception", "reasoning", "ungrounded")[(sample + group) % 4]
                 text, truth = completion(rng, objects, colour, kind)
                 rows.append(row(
-                    step, group, sample, text, reward=float(truth["answer_right"]), method=method, truth=truth, seed=seed,
-                    prompt=json.dumps(prompt), images=[digest], answer=str(answer),
+                    step, group, sample, text, reward=float(truth["answer_right"]), method=method, truth=truth,
+                    seed=seed, prompt=json.dumps(prompt), images=[digest], answer=str(answer),
                 ))  # fmt: skip
         if extra and step == 1:
             rows += extra

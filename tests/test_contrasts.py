@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ from segpo_core import policy
 from segpo_core.contrasts import contrasts, corrupted, logprobs
 from segpo_core.corruptions import KINDS
 from segpo_core.critic import ActorCritic
-from segpo_core.generate import token_pieces
+from segpo_core.generate import Sampler, token_pieces
 from segpo_core.inputs import Prompts, extend, position_ids
 from segpo_core.logprobs import backbone
 from segpo_core.segments import PERCEPTION, REASONING, role_ids
+from segpo_core.tasks.shapes import ShapesTask
 from segpo_core.types import Rollouts, length_mask, pad_rows
 from tests import families
 from tests.test_generate import problems
 
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny-vlm"
 TEMPERATURE = 0.8
 STREAM = (5, 1)
 TEXTS = (  # by prompt: the third has no image
@@ -237,3 +240,28 @@ def test_tokens_that_hold_a_tag_and_text_go_with_the_text(llava):
     own, without = (alone(llava, llava.examples[0], row) for row in (ids[0].tolist(), ids[0, 2:].tolist()))
     want = [0, 0, 0, own[3] - without[1], own[4] - without[2], 0, 0]
     torch.testing.assert_close(c, torch.tensor([want]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(network, processor, examples, prompts, scored rollouts) of the embedded policy on held-out problems."""
+    if not (TINY / "config.json").exists():
+        pytest.skip("data/tiny-vlm is not here")
+    model, processor = policy.load_model(TINY), policy.load_processor(TINY)
+    suppressed, eos = policy.suppressed_token_ids(model, processor), policy.eos_token_ids(model, processor)
+    network, task = ActorCritic(model, suppressed), ShapesTask()
+    examples = [task.eval(i) for i in range(16)]
+    prompts = Prompts.build(examples, processor, model.config)
+    rollouts = Sampler(model, policy.get_tokenizer(processor), eos, suppressed).groups(prompts, 2, (0, 0))
+    rollouts.old_logprobs = logprobs(network, prompts, rollouts, rollouts.mask)
+    return network, processor, examples, prompts, rollouts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_embedded_policy_sees_hangs_on_the_image_and_what_it_reckons_does_not(tiny, kind):
+    network, processor, examples, _, rollouts = tiny
+    role, well_formed = role_ids(rollouts.pieces, rollouts.mask)
+    assert well_formed.float().mean() > 0.8
+    blind = Prompts.build(corrupted(examples, kind, STREAM), processor, network.model.config)
+    d = (rollouts.old_logprobs - logprobs(network, blind, rollouts, rollouts.mask)).abs()
+    assert d[role == PERCEPTION].mean() > d[role == REASONING].mean()

@@ -39,13 +39,12 @@ def batches(draw, forms: tuple[str, ...] = (GOOD, *MALFORMED), images: bool | No
     pieces = []
     for form in used:
         text = form.format(draw(words), draw(words), draw(words))
-        cuts = sorted(draw(st.sets(st.integers(1, len(text) - 1), min_size=8)))
+        cuts = sorted(draw(st.sets(st.integers(1, len(text) - 1), min_size=8, max_size=30)))
         pieces.append([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)] + [""])
     mask = pad_rows([torch.ones(len(row), dtype=torch.bool) for row in pieces], False)
-    number = st.floats(-30, 30, width=32)
-    d, c = (
-        pad_rows([torch.tensor(draw(st.lists(number, min_size=len(r), max_size=len(r)))) for r in pieces]) for _ in "dc"
-    )
+    numbers = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20)
+    cells = torch.arange(mask.numel()).view(mask.shape)  # a few numbers, over and over
+    d, c = (torch.tensor(drawn)[cells % len(drawn)] * mask for drawn in (draw(numbers), draw(numbers)))
     rewards = draw(st.lists(st.integers(-4, 4), min_size=len(used), max_size=len(used)))
     zeros = torch.zeros(mask.shape)
     return Rollouts(
@@ -88,6 +87,13 @@ def test_malformed_completions_are_uniform_and_counted(batch, method):
     assert credit.metrics["srpo/malformed"] == malformed.sum()
     assert torch.equal(credit.advantages[malformed], GRPO().credit(batch).advantages[malformed])
     assert (credit.segment_ids[malformed] <= 0).all(), "one segment"
+
+
+@given(batches())
+def test_a_segment_is_a_run_of_one_role(batch):
+    role, _ = role_ids(batch.pieces, batch.mask)
+    z, real = SRPO().credit(batch).segment_ids, batch.mask[:, 1:]
+    assert torch.equal((z.diff() == 1)[real], (role.diff() != 0)[real]) and (z[:, 0] == 0).all()
 
 
 @given(batches((GOOD,), images=True), METHODS_OF_ALL_KINDS)

@@ -6,8 +6,26 @@ from segpo_core.algos.gspo import GSPO
 from segpo_core.algos.ppo import PPO
 from segpo_core.algos.rloo import RLOO
 from segpo_core.algos.sapo import SAPO
+from segpo_core.algos.spo_chain import SPOChain
+from segpo_core.algos.spo_tree import SPOTree
 from segpo_core.algos.srpo import SRPO
+from segpo_core.algos.vineppo import VinePPO
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PPO, RLOO, GRPO, GSPO, SAPO, SRPO)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (PPO, RLOO, GRPO, GSPO, VinePPO, SPOChain, SPOTree, SAPO, SRPO)
+}
 
-__all__ = ["GRPO", "GSPO", "METHODS", "PPO", "RLOO", "SAPO", "SRPO", "CriticMethod", "Method"]
+__all__ = [
+    "GRPO",
+    "GSPO",
+    "METHODS",
+    "PPO",
+    "RLOO",
+    "SAPO",
+    "SRPO",
+    "CriticMethod",
+    "Method",
+    "SPOChain",
+    "SPOTree",
+    "VinePPO",
+]

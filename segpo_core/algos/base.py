@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from segpo_core import losses
+from segpo_core.chains import RewardOf
 from segpo_core.generate import Sampler
 from segpo_core.inputs import Prompts
 from segpo_core.types import Credit, Rollouts
@@ -67,11 +68,37 @@ class Method(ABC):
         """Whether the method reads `Rollouts.perception_contrast` and `Rollouts.reasoning_contrast`."""
         return False
 
+    @property
+    def compares_completions(self) -> bool:
+        """Whether the method compares the completions of one prompt, and so needs at least two."""
+        return not self.uses_critic
+
+    def completions_per_prompt(self, num_generations: int) -> int:
+        """The most completions that `collect` gives for one prompt."""
+        return num_generations
+
     def collect(
         self, sampler: Sampler, prompts: Prompts, num_generations: int, stream: tuple[int, ...], first: int
     ) -> Rollouts:
         """Sample completions: here, a group for each prompt. Arguments as `Sampler.groups`."""
         return sampler.groups(prompts, num_generations, stream, first)
+
+    def estimate(  # noqa: B027  most methods sample nothing more
+        self,
+        sampler: Sampler,
+        prompts: Prompts,
+        rollouts: Rollouts,
+        reward_of: RewardOf,
+        stream: tuple[int, ...],
+        first: int,
+    ) -> None:
+        """Fill in what takes further samples, once the rewards are there. Here: nothing.
+
+        Args:
+            sampler, prompts, stream, first: as `collect`.
+            rollouts: with rewards; filled in place.
+            reward_of: (prompt of each text, texts) -> rewards, NaN for no verdict.
+        """
 
     @abstractmethod
     def credit(self, rollouts: Rollouts) -> Credit:

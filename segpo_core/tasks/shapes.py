@@ -4,9 +4,10 @@ A scene holds a few objects on a 3 x 3 grid. Its image is a pure function of the
 about a completion is known down to the character: which object was seen wrongly, which step does not follow.
 
 A completion describes every object, then walks over the objects *as described* and carries a running result
-("value result, value result, ... = result"), then answers:
+("cell attribute value result, ... = result"), then answers:
 
-    <perception> top large red circle, left small blue square </perception><think> 1 1, 0 1 = 1 </think><answer> 1 </answer>
+    <perception> top large red circle, left small blue square </perception>
+    <think> top red 1 1, left blue 0 1 = 1 </think><answer> 1 </answer>
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ class Question:
             if (obj.colour, obj.shape) == (self.colour, self.shape):
                 return i
         return None
+
+    def noted(self, obj: Object) -> list[str]:
+        """The words about an object that its step repeats before it reckons: what is asked for, and what is added up."""
+        names = [self.attribute] if self.attribute else []
+        return [getattr(obj, name) for name in names + ["size"] * (self.kind == "sum" and self.attribute != "size")]
 
     def values(self, objects: list[Object], wrong_rule: bool = False) -> list[int]:
         """What each object adds to the running result; `wrong_rule` is the careless reading of the question.
@@ -175,9 +181,9 @@ class Demonstration:
 def write(question: Question, objects: list[Object], wrong_rule: bool = False) -> str:
     """The completion that describes `objects` and reckons over them."""
     total, steps = question.start(wrong_rule), []
-    for value in question.values(objects, wrong_rule):
+    for obj, value in zip(objects, question.values(objects, wrong_rule), strict=True):
         total += value
-        steps.append(f"{value} {total}")
+        steps.append(" ".join([obj.cell, *question.noted(obj), str(value), str(total)]))
     result = question.result(total, wrong_rule)
     seen = ", ".join(obj.text() for obj in objects)
     return (
@@ -216,7 +222,7 @@ def scene_of(example: Mapping) -> tuple[list[Object], Question]:
 _BLOCKS = ("perception", "think", "answer")
 _TAGS = tuple(f"<{slash}{name}>" for name in _BLOCKS for slash in ("", "/"))
 _TAG_PATTERN = re.compile("|".join(map(re.escape, _TAGS)))
-_STEP = re.compile(r"\s*(-?\d+)\s+(-?\d+)\s*")
+_STEP = re.compile(r"\s*(\w+)((?:\s+[a-z]+)*)\s+(-?\d+)\s+(-?\d+)\s*")
 
 Error = dict  # {"start", "end", "kind", "why"}
 
@@ -321,15 +327,21 @@ def _inspect_reasoning(
     for i, (a, b) in enumerate(_pieces(text, span[0], equals, ",")):
         step = _STEP.fullmatch(text, a, b)
         if step is None:
-            return result, _error(a, max(b, a + 1), "reasoning", "not a step: a value and the running result are expected")
+            return result, _error(a, max(b, a + 1), "reasoning", "not a step: cell, attributes, value, running result")
         if i >= len(objects):
             return result, _error(a, b, "reasoning", f"step {i + 1} for only {len(objects)} described objects")
-        value, total_written = int(step[1]), int(step[2])
-        if i in values and value != values[i]:
-            return result, _error(*step.span(1), "reasoning", f"object {i + 1} counts {values[i]}, not {value}")
+        value, total_written = int(step[3]), int(step[4])
+        obj = objects[i]
+        if obj is not None:
+            said, words = [obj.cell, *question.noted(obj)], [step[1], *step[2].split()]
+            if words != said:
+                why = f"object {i + 1} was described as {' '.join(said)}, not {' '.join(words)}"
+                return result, _error(step.start(1), step.end(2), "reasoning", why)
+            if value != values[i]:
+                return result, _error(*step.span(3), "reasoning", f"object {i + 1} counts {values[i]}, not {value}")
         if total_written != total + value:
             why = f"{total} and {value} make {total + value}, not {total_written}"
-            return result, _error(*step.span(2), "reasoning", why)
+            return result, _error(*step.span(4), "reasoning", why)
         total = total_written
     steps = len(_pieces(text, span[0], equals, ","))
     if steps < len(objects):

@@ -53,8 +53,7 @@ function signed(x) {
 /** Characters that would be invisible, or would turn the line around, as something one can see. */
 function visible(text) {
   return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
-    (c) => c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0))
-      : `⟨${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`).replaceAll("\t", "⇥\t");
+    (c) => `⟨${c.charCodeAt(0).toString(16).toUpperCase().padStart(c < "\u0100" ? 2 : 4, "0")}⟩`).replaceAll("\t", "⇥\t");
 }
 
 function half(bits) {
@@ -189,6 +188,8 @@ async function drawRibbon(data, pictures, state) {
   listen(view);
   drawStairs(view);
   view.current = data.blamed !== null ? k.start[data.blamed] : data.error ? data.error.start : 0;
+  wake(view, view.blocks.find((b) => view.current < b.to));
+  reach(view, view.current);
   inspect(view, view.current);
   return root;
 }
@@ -349,7 +350,8 @@ function wake(view, block) {
 
 function segment(view, m, from, to) {
   const { k, data } = view, first = k.start[m];
-  const value = k.seg_val && known(k.seg_val[m])
+  // a value under every single token would only be noise: there the staircase tells it
+  const value = k.seg_val && known(k.seg_val[m]) && k.n >= 1.5 * k.m
     ? `V ${num(k.seg_val[m], 2)}${k.seg_err && known(k.seg_err[m]) ? ` ± ${num(k.seg_err[m], 1)}` : ""}` : "";
   const el = h("span", { class: "seg", role: "group", "data-s": m, "aria-label": segmentWords(view, m) });
   let t = from;
@@ -358,7 +360,7 @@ function segment(view, m, from, to) {
     const credit = k.seg_adv[m];
     const sign = !known(credit) ? "none" : credit > 0 ? "plus" : credit < 0 ? "minus" : "zero";
     const tag = h("span", { class: "tag", "aria-hidden": "true", "data-v": value },
-      h("b", {}, m + 1), h("i", { "data-sign": sign }, known(credit) ? signed(credit) : "not trained"));
+      h("b", {}, m + 1), h("i", { "data-sign": sign }, known(credit) ? signed(credit) : "–"));
     const held = h("span", { class: "held" });
     let room = 8, broken = false;
     while (t < to && room > 0 && !broken && !(t > from && data.error?.start === t)) {
@@ -393,7 +395,7 @@ const flag = (error) => h("span", { class: "flag" }, h("b", {}, "✗ first error
 
 function token(view, t, breaks) {
   const { k, data } = view, piece = k.piece(t);
-  let text = visible(piece.length > CLIP ? piece.slice(0, CLIP) : piece).replaceAll("\r", "␍");
+  let text = visible(piece.length > CLIP ? piece.slice(0, CLIP) : piece);
   text = text.replaceAll("\n", breaks ? "↵\n" : "↵");
   if (piece.length > CLIP) text += `… +${(piece.length - CLIP).toLocaleString("en")} characters`;
   const empty = piece === "";
@@ -472,17 +474,23 @@ function near(view, way) {
 /** Makes token t the current one and gives it the keyboard. */
 function go(view, t) {
   const block = view.blocks.find((b) => b.from <= t && t < b.to);
-  const before = view.stream.querySelector(".t[tabindex]");
   view.current = t;
   wake(view, block);
-  const el = tokenEl(view, t);
-  before?.removeAttribute("tabindex");
+  const el = reach(view, t);
+  el.focus({ preventScroll: true });
+  const box = el.getBoundingClientRect(), far = box.bottom < 0 || box.top > innerHeight;
+  el.scrollIntoView({ block: far ? "center" : "nearest" });
+  inspect(view, t);
+}
+
+/** Makes token t the one that Tab reaches, with a name for those who hear it. */
+function reach(view, t) {
+  for (const old of view.stream.querySelectorAll(".t[tabindex]")) for (const name of ["tabindex", "role", "aria-label"]) old.removeAttribute(name);
+  const el = tokenEl(view, t), { k } = view;
   el.setAttribute("tabindex", "0");
   el.setAttribute("role", "button");
-  el.setAttribute("aria-label", `token ${t + 1}, ${JSON.stringify(visible(view.k.piece(t)).slice(0, 60))}, advantage ${signed(view.k.adv?.[t])}, segment ${view.k.segment[t] + 1}`);
-  el.focus({ preventScroll: true });
-  el.scrollIntoView({ block: "nearest" });
-  inspect(view, t);
+  el.setAttribute("aria-label", `token ${t + 1}, ${visible(k.piece(t)).slice(0, 60)}, advantage ${signed(k.adv?.[t])}, segment ${k.segment[t] + 1}`);
+  return el;
 }
 
 /** Shows every number of token t and of its segment. */
@@ -491,11 +499,9 @@ function inspect(view, t) {
   view.shown = t;
   for (const old of view.stream.querySelectorAll(".seg.on")) if (Number(old.dataset.s) !== m) old.classList.remove("on");
   for (const seg of view.stream.querySelectorAll(`.seg[data-s="${m}"]`)) seg.classList.add("on");
-  const first = view.stream.querySelector(".t[tabindex]") ?? tokenEl(view, t);
-  first?.setAttribute("tabindex", "0");  // Tab reaches the stream
   const line = (name, x) => [h("dt", {}, name), h("dd", {}, x)];
   const at = (column, show = num) => (column ? show(column[t]) : "not recorded");
-  const clip = !k.clip || k.clip[t] === 2 ? "" : k.clip[t] ? ", clipped" : ", not clipped";
+  const clip = !k.clip || k.clip[t] === 2 ? "" : k.clip[t] ? "yes" : "no";
   const piece = k.piece(t);
   const words = visible(k.words(k.start[m], Math.min(k.start[m + 1], k.start[m] + 40))).slice(0, 160);
   const loss = k.loss ? ["no", "yes", "not recorded"][k.loss[t]] : "not recorded";
@@ -503,15 +509,17 @@ function inspect(view, t) {
     line("advantage", k.adv ? (known(k.adv[t]) ? signed4(k.adv[t]) : "none assigned") : "not recorded"),
     line("weight", at(k.weight)),
     line("in the loss", loss),
-    line("value before it", known(k.value(t)) ? num(k.value(t)) : "not recorded"),
+    line("value before", known(k.value(t)) ? num(k.value(t)) : "not recorded"),
     k.ret ? line("return", at(k.ret)) : [],
-    line("probability", at(k.logp, (x) => `${num(Math.exp(x))}  (log ${num(x)})`)),
-    k.ref ? line("log-prob., reference", at(k.ref)) : [],
-    line("entropy", at(k.ent, (x) => `${num(x)} nats`)),
-    line("ratio", at(k.ratio) + (k.ratio ? clip : "")),
+    line("probability", at(k.logp, (x) => num(Math.exp(x)))),
+    line("log-prob.", at(k.logp)),
+    k.ref ? line("log-prob. ref.", at(k.ref)) : [],
+    line("entropy, nats", at(k.ent)),
+    line("ratio", at(k.ratio)),
+    clip ? line("clipped", clip) : [],
     k.role ? line("role", ROLES[k.role[t]] ?? "none") : [],
-    k.pc ? line("perception contrast", at(k.pc)) : [],
-    k.rc ? line("reasoning contrast", at(k.rc)) : [],
+    k.pc ? line("perc. contrast", at(k.pc)) : [],
+    k.rc ? line("reas. contrast", at(k.rc)) : [],
     k.id ? line("token id", String(k.id[t])) : [],
   ];
   const error = k.inError(t) ? h("p", { class: "why" }, h("b", {}, `✗ ${visible(data.error.kind)} error`), data.error.why ? ` ${visible(data.error.why)}` : "") : null;
@@ -526,7 +534,7 @@ function inspect(view, t) {
       h("h3", {}, `Segment ${m + 1} `, h("span", {}, `of ${k.m.toLocaleString("en")}`)),
       h("p", { class: "piece small", dir: "auto" }, words.replaceAll("\n", "↵")),
       h("dl", {}, line("advantage", known(k.seg_adv[m]) ? signed4(k.seg_adv[m]) : "none"),
-        line("value at its start", value),
+        line("value at start", value),
         line("tokens", k.seg[m] === 1 ? `${k.start[m] + 1}` : `${k.start[m] + 1} to ${k.start[m + 1]}`)),
       k.seg_rule && data.rules[k.seg_rule[m]] ? h("p", { class: "rule" }, h("b", {}, "cut "), visible(data.rules[k.seg_rule[m]])) : null),
     h("p", { class: "keys" }, h("kbd", {}, "←"), h("kbd", {}, "→"), " token  ", h("kbd", {}, "⇧←"), h("kbd", {}, "⇧→"), " segment  ",
@@ -574,11 +582,11 @@ function drawStairs(view) {
       let d = "", last = null;
       for (let m = 0; m < k.m; m++) {
         const v = k.seg_val[m];
-        if (!known(v)) { last = null; continue; }
+        if (!Number.isFinite(v)) { last = null; continue; }
         const a = X(k.start[m]), b = X(k.start[m + 1]);
         d += `M${a.toFixed(1)} ${Y(v).toFixed(1)}H${b.toFixed(1)}`;
         if (last !== null) riser(svg, a, Y(last), Y(v));
-        if (k.seg_err && known(k.seg_err[m]) && k.m <= 200) {
+        if (k.seg_err && Number.isFinite(k.seg_err[m]) && k.m <= 200) {
           const mid = (a + b) / 2;
           svg.append(s("path", { d: `M${mid} ${Y(v - k.seg_err[m])}V${Y(v + k.seg_err[m])}`, class: "whisker" }));
         }
@@ -616,7 +624,7 @@ function thin(k, X, Y, width) {
   let d = "", pen = "M";
   for (let t = 0; t < k.n; t += stride) {
     let low = Infinity, high = -Infinity;
-    for (let i = t; i < Math.min(t + stride, k.n); i++) if (known(k.val[i])) { low = Math.min(low, k.val[i]); high = Math.max(high, k.val[i]); }
+    for (let i = t; i < Math.min(t + stride, k.n); i++) if (Number.isFinite(k.val[i])) { low = Math.min(low, k.val[i]); high = Math.max(high, k.val[i]); }
     if (low > high) { pen = "M"; continue; }
     d += `${pen}${X(t).toFixed(1)} ${Y(low).toFixed(1)}`;
     if (high > low) d += `L${X(t).toFixed(1)} ${Y(high).toFixed(1)}`;
@@ -688,7 +696,7 @@ function smooth(line) {
 function drawPanel(chart, panel, lines, sync) {
   const marks = ["●", "■", "▲", "◆", "●"];
   const readings = lines.map(() => h("b", {}));
-  const single = lines.length === 1 && !chart.share;
+  const single = !lines[0].label;  // one run, one metric: the title says what it is
   const legend = h("div", { class: "lines" }, lines.map((line, i) => h("span", {},
     single ? null : [glyph(line.style, marks), visible(line.label), " "], readings[i])), h("span", { class: "at" }));
   const at = legend.querySelector(".at"), box = h("div", { class: "plot" });
@@ -793,7 +801,7 @@ function glyph(style) {
 function chartWords(chart, panel, lines) {
   const show = (y) => (chart.share ? `${(100 * y).toFixed(0)} percent` : num(y));
   return visible(`${chart.title}${panel ? `, ${panel}` : ""}: ` + lines.map((l) =>
-    `${l.label} from ${show(l.y[0])} at step ${l.x[0]} to ${show(l.y.at(-1))} at step ${l.x.at(-1)}`).join("; "));
+    `${l.label ? `${l.label} ` : ""}from ${show(l.y[0])} at step ${l.x[0]} to ${show(l.y.at(-1))} at step ${l.x.at(-1)}`).join("; "));
 }
 
 // --- the report -------------------------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""SPO-tree, Segment Policy Optimization (arXiv 2505.23564): segments branch, and a node's value is its children's mean.
+
+Every node of the tree is a segment and every edge a training sample: what its parent's state is worth is known from
+its siblings, without any sampling beside the tree itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from segpo_core.advantages import tree_advantages
+from segpo_core.algos.base import Method, rewards_of
+from segpo_core.branches import MAX_ROWS, first_holders, grow_tree, tree_of
+from segpo_core.generate import Sampler
+from segpo_core.inputs import Prompts
+from segpo_core.segments import roles
+from segpo_core.types import Credit, Rollouts
+from segpo_core.weights import probability_mask
+
+#: Advantages of this size are rounding of equal values.
+ZERO = 1e-6
+
+
+@dataclass(frozen=True)
+class SPOTree(Method):
+    """Segment Policy Optimization, values from trees."""
+
+    name: ClassVar[str] = "spo_tree"
+    title: ClassVar[str] = "SPO-tree"
+
+    branch: tuple[int, ...] = (6, 6, 6)
+    """Children of a node at each level. A 1 is allowed: it goes on without a choice, so its advantage is 0."""
+    segment_tokens: int = 30
+    """Longest segment above the last level, whose segments run to the end of the completion."""
+    threshold: float = 0.9
+    """ρ: only tokens of a lower probability enter the loss."""
+    normalize: bool = False
+    """Divide an advantage by the standard deviation of its siblings."""
+    rows_per_batch: int = MAX_ROWS
+    """Leaves sampled together; bounds memory, changes nothing else."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "branch", tuple(self.branch))  # a configuration file gives a list
+        if not self.branch or min(self.branch) < 1 or max(self.branch) < 2:
+            raise ValueError(f"branch is {self.branch}: every level needs at least 1 child, and some level 2 or more")
+        if self.segment_tokens < 1 or self.rows_per_batch < 1:
+            raise ValueError(
+                f"segment_tokens {self.segment_tokens} and rows_per_batch {self.rows_per_batch} must be at least 1"
+            )
+        if not 0 < self.threshold:
+            raise ValueError(f"threshold is {self.threshold}: no token has a probability below it")
+        if self.beta > 0 and self.kl_in == "reward":
+            raise ValueError(f"{self.title} has values of the outcome reward, without KL terms: use kl_in='loss'")
+
+    @property
+    def compares_completions(self) -> bool:
+        return False
+
+    def completions_per_prompt(self, num_generations: int) -> int:
+        """As many as the tree has leaves when none of its segments ends early."""
+        return math.prod(self.branch)
+
+    def collect(
+        self, sampler: Sampler, prompts: Prompts, num_generations: int, stream: tuple[int, ...], first: int
+    ) -> Rollouts:
+        """Grow a tree for each prompt; `branch` says how many completions there are, not `num_generations`."""
+        return grow_tree(sampler, prompts, self.branch, self.segment_tokens, stream, first, self.rows_per_batch)
+
+    def credit(self, rollouts: Rollouts) -> Credit:
+        """Â(n) = V(n) − V(parent of n); V of a leaf is its reward, of any other node the mean of its children.
+
+        A leaf without a reward (no verdict) stays out of its tree; what only it holds is assigned nothing.
+        """
+        if rollouts.node_ids is None:
+            raise ValueError(
+                "these rollouts are no trees: they were sampled one by one; choose a method for groups, or sample them "
+                "with segpo_core.branches.grow_tree"
+            )
+        r, mask = rewards_of(rollouts), rollouts.mask
+        judged = torch.where(r.isnan()[:, None], -1, rollouts.node_ids)
+        tree, node = tree_of(judged, rollouts.group)
+        values, errors, advantage = node_credit(tree.parent, leaf_rewards(node, r, len(tree.parent)), self.normalize)
+
+        at, up = node.clamp(min=0), tree.parent[node.clamp(min=0)].clamp(min=0)
+        assigned = torch.where(node >= 0, advantage[at], torch.nan)
+        kept = first_holders(node) & (assigned != 0)
+        kept &= probability_mask(rollouts.sampled_logprobs.exp(), mask, self.threshold)
+        edges = tree.parent >= 0
+        tokens = float((tree.end - tree.start).sum())
+        return Credit(
+            advantages=torch.where(mask, assigned, 0.0),
+            segment_ids=roles(rollouts.node_ids, mask),
+            loss_mask=kept,
+            rule=f"the tree branches, every {self.segment_tokens} tokens",
+            state_values=torch.where(node >= 0, values[up], torch.nan).masked_fill(~mask, 0),
+            state_stderr=torch.where(node >= 0, errors[up], torch.nan).masked_fill(~mask, 0),
+            metrics={
+                "tree/edges": float(edges.sum()),
+                "tree/zero_advantage_edges": float((edges & (advantage == 0)).sum()),
+                "tree/tokens": tokens,
+                "tree/tokens_per_token_kept": tokens / max(1.0, float(kept.sum())),
+            },
+        )
+
+
+def leaf_rewards(node: Tensor, rewards: Tensor, number: int) -> Tensor:
+    """float64 [N]: the reward of each row at its last node, 0 elsewhere. `node` long [B, T], -1 at padding."""
+    length = (node >= 0).sum(dim=1)
+    row = length.nonzero()[:, 0]
+    at_leaves = torch.zeros(number, dtype=torch.float64, device=node.device)
+    at_leaves[node[row, length[row] - 1]] = rewards[row].double()
+    return at_leaves
+
+
+def node_credit(parent: Tensor, rewards: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """V, its standard error and Â of every node, each float32 [N] (in float64, so that equal values differ by 0).
+
+    The children of a node are independent samples from its state, so their spread gives the error of their mean;
+    NaN with fewer than two.
+    """
+    values, advantage = tree_advantages(parent, rewards, normalize)
+    up, child = parent.clamp(min=0), parent >= 0
+    square = torch.where(child, (values - values[up]).square(), 0)
+    total, count = (torch.zeros_like(values).scatter_add(0, up, x) for x in (square, child.to(values)))
+    error = torch.where(count > 1, (total / (count - 1).clamp(min=1) / count.clamp(min=1)).sqrt(), torch.nan)
+    return values.float(), error.float(), torch.where(advantage.abs() > ZERO, advantage, 0).float()

@@ -1,0 +1,300 @@
+"""Problems from a data set: JSONL or Parquet files, saved Hugging Face data sets, or names on the hub.
+
+A row has a prompt, an answer, and any number of images. Everything else in it goes to the reward functions.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from segpo_core.rewards import answer_reward, load_reward, math_reward
+
+IMAGE_TAG = "<image>"
+_EXAMPLE_KEYS = ("prompt", "images", "answer", "id")
+_NOT_PASSED_ON = ("prompts", "completions")  # reward functions get arguments of these names
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a data set, read when asked for. `lines[i]` is row i's line in the file, for a JSONL file."""
+
+    source: str
+    columns: list[str]
+    data: Any
+    folder: Path
+    lines: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> dict:
+        try:
+            row = self.data[i]
+        except Exception as error:  # a data set decodes its images here
+            raise ValueError(f"{self.where(i)} cannot be read: {error}") from error
+        return row if isinstance(row, dict) else row.to_pylist()[0]
+
+    def where(self, i: int) -> str:
+        return f"{self.source}, line {self.lines[i]}" if self.lines else f"{self.source}, row {i}"
+
+
+class _Table:
+    """A Parquet file as a sequence of one-row tables."""
+
+    def __init__(self, table: Any):
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, i: int) -> Any:
+        return self.table.slice(i, 1)
+
+
+def read_jsonl(path: Path) -> Rows:
+    """Raises ValueError with the line number for a line that is no JSON object."""
+    rows, lines = [], []
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{path}, line {number} is not an object: one {{...}} a line is expected")
+                rows.append(row)
+                lines.append(number)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text (after line {lines[-1] if lines else 0}): {error.reason}") from error
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Rows(str(path), columns, rows, path.parent, lines)
+
+
+def read_rows(path: str, split: str, config_name: str | None = None) -> Rows:
+    """Open a file, a directory or a hub data set. Raises ValueError that says what is wrong with it."""
+    place = Path(path)
+    if place.suffix in (".jsonl", ".parquet") and not place.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        if place.suffix == ".jsonl":
+            rows = read_jsonl(place)
+        elif place.suffix == ".parquet":
+            import pyarrow.parquet as parquet
+
+            table = parquet.read_table(place)
+            rows = Rows(path, table.column_names, _Table(table), place.parent)
+        else:
+            import datasets
+
+            saved = (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file()
+            data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config_name, split=split)
+            if isinstance(data, dict):
+                if split not in data:
+                    raise ValueError(f"there is no split {split!r}; there are: {', '.join(data)}")
+                data = data[split]
+            rows = Rows(path, data.column_names, data, place)
+    except Exception as error:
+        message = str(error) if str(error).startswith(path) else f"{path} cannot be read: {error}"
+        raise ValueError(message) from error
+    if not len(rows):
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+@dataclass(frozen=True)
+class FilesTask:
+    """A data set as a task. Reading starts, and the columns and images are checked, when the task is made.
+
+    Raises: ValueError that names the file and the line or row, and what to change.
+    """
+
+    path: str
+    """A .jsonl or .parquet file, a saved data set's directory, or a name on the hub."""
+    eval_path: str | None = None
+    """Held-out problems in another file or data set."""
+    split: str = "train"
+    """Split to train on, where the data set has splits."""
+    eval_split: str | None = None
+    """Held-out split of the data set."""
+    eval_rows: int | None = None
+    """Without eval_path and eval_split, the last rows are held out: this many (default: a tenth, at most 200)."""
+    config_name: str | None = None
+    """Configuration of a hub data set."""
+    prompt_column: str = "prompt"
+    """A text, in which <image> marks the place of an image, or a list of messages."""
+    images_column: str | None = None
+    """Paths (relative to the file), bytes or images, one or a list. Default: images, or image, if there is one."""
+    answer_column: str = "answer"
+    """The reference answer."""
+    id_column: str = "id"
+    """A stable name of the row; without this column it is the row number."""
+    system_prompt: str | None = None
+    """Put before every prompt as a system message."""
+    reward: str | None = None
+    """A reward function (see rewards.load_reward). Default: math_reward if most answers have a digit or are LaTeX, else answer_reward."""
+    checked_rows: int = 1000
+    """Rows whose images are opened before work starts; later ones are opened when they are needed."""
+
+    def __post_init__(self) -> None:
+        _ = self.reward_funcs
+        for rows in {id(rows): rows for rows in (self._train_rows, self._eval_rows)}.values():
+            self._check(rows)
+        if self.train_size < 1 or self.eval_size < 1:
+            raise ValueError(
+                f"{self.path} has {len(self._train_rows)} rows, and eval_rows={self.eval_rows} are to be held out; "
+                "at least one row must be left to train on and one to evaluate on"
+            )
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).stem
+
+    @cached_property
+    def _train_rows(self) -> Rows:
+        return read_rows(self.path, self.split, self.config_name)
+
+    @cached_property
+    def _eval_rows(self) -> Rows:
+        if self.eval_path is None and self.eval_split is None:
+            return self._train_rows
+        return read_rows(self.eval_path or self.path, self.eval_split or self.split, self.config_name)
+
+    @property
+    def _held_out(self) -> int:
+        """Rows at the end of the training data that are held out."""
+        if self._eval_rows is not self._train_rows:
+            return 0
+        n = len(self._train_rows)
+        return min(200, max(1, n // 10)) if self.eval_rows is None else self.eval_rows
+
+    @property
+    def train_size(self) -> int:
+        return len(self._train_rows) - self._held_out
+
+    @property
+    def eval_size(self) -> int:
+        return self._held_out if self._eval_rows is self._train_rows else len(self._eval_rows)
+
+    @cached_property
+    def reward_funcs(self) -> list[Callable]:
+        if self.reward is not None:
+            return [load_reward(self.reward)]
+        rows = self._train_rows
+        answers = [str(rows[i].get(self.answer_column)) for i in range(min(len(rows), 100))]
+        mathematical = sum(any(c.isdigit() or c == "\\" for c in answer) for answer in answers)
+        return [math_reward if 2 * mathematical >= len(answers) else answer_reward]
+
+    def train(self, index: int) -> dict:
+        """Training problem `index`, modulo the size."""
+        return self._example(self._train_rows, index % self.train_size, "train")
+
+    def eval(self, index: int) -> dict:
+        """Held-out problem `index`, modulo the size."""
+        first = len(self._eval_rows) - self.eval_size
+        return self._example(self._eval_rows, first + index % self.eval_size, "eval")
+
+    def inspect(self, example: Mapping, text: str) -> None:
+        """Nothing but the answer is known about a data set's problems."""
+        return None
+
+    def _images_name(self, rows: Rows) -> str | None:
+        if self.images_column is not None:
+            return self.images_column
+        return next((name for name in ("images", "image") if name in rows.columns), None)
+
+    def _check(self, rows: Rows) -> None:
+        wanted = {"prompt_column": self.prompt_column, "answer_column": self.answer_column}
+        if self.images_column is not None:
+            wanted["images_column"] = self.images_column
+        for setting, column in wanted.items():
+            if column not in rows.columns:
+                raise ValueError(
+                    f"{rows.source} has no column {column!r}; it has: {', '.join(rows.columns)} (set {setting})"
+                )
+        for i in range(len(rows) if rows.lines else min(len(rows), self.checked_rows)):
+            row = rows[i]
+            for column in (self.prompt_column, self.answer_column):
+                if row.get(column) is None:
+                    raise ValueError(f"{rows.where(i)} has no {column!r}")
+            if i < self.checked_rows:
+                self._messages(rows, i, row, len(self._images(rows, i, row)))
+
+    def _images(self, rows: Rows, i: int, row: Mapping) -> list[Image.Image]:
+        """The row's images, in RGB."""
+        column = self._images_name(rows)
+        value = row.get(column) if column else None
+        values = [] if value is None else value if isinstance(value, list | tuple) else [value]
+        return [_open(image, rows.folder, f"{rows.where(i)}, column {column!r}") for image in values]
+
+    def _messages(self, rows: Rows, i: int, row: Mapping, images: int) -> list[dict]:
+        """The prompt as messages, with a placeholder part for every image."""
+        prompt = row[self.prompt_column]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+            raise ValueError(f"{rows.where(i)}: {self.prompt_column!r} is neither a text nor a list of messages")
+        parts = [(message["role"], _parts(message.get("content"))) for message in messages]
+        found = sum(part["type"] == "image" for _, content in parts for part in content)
+        if found == 0 and images:
+            user = next((content for role, content in parts if role == "user"), None)
+            if user is None:
+                raise ValueError(f"{rows.where(i)}: there are images but no user message in {self.prompt_column!r}")
+            user[:0] = [{"type": "image"}] * images
+        elif found != images:
+            raise ValueError(f"{rows.where(i)}: {found} image places in {self.prompt_column!r} for {images} images")
+        if self.system_prompt and not any(role == "system" for role, _ in parts):
+            parts.insert(0, ("system", [{"type": "text", "text": self.system_prompt}]))
+        # templates of text models know only strings
+        return [
+            {"role": role, "content": content if images else "".join(part["text"] for part in content)}
+            for role, content in parts
+        ]
+
+    def _example(self, rows: Rows, i: int, split: str) -> dict:
+        row = rows[i]
+        images = self._images(rows, i, row)
+        used = (*_EXAMPLE_KEYS, *_NOT_PASSED_ON, self._images_name(rows))
+        return {
+            **{name: value for name, value in row.items() if name not in used},
+            "prompt": self._messages(rows, i, row, len(images)),
+            "images": images,
+            "answer": str(row[self.answer_column]),
+            "id": str(row.get(self.id_column) or f"{self.name}/{split}/{i}"),
+        }
+
+
+def _parts(content: Any) -> list[dict]:
+    """A message's content as parts; <image> in a text is the place of an image."""
+    if isinstance(content, str):
+        texts = content.split(IMAGE_TAG)
+        parts: list[dict] = []
+        for k, text in enumerate(texts):
+            parts += [{"type": "image"}] * (k > 0) + [{"type": "text", "text": text}] * bool(text)
+        return parts
+    return [{"type": "image"} if p["type"] == "image" else {"type": "text", "text": p.get("text") or ""} for p in content or []]
+
+
+def _open(value: Any, folder: Path, where: str) -> Image.Image:
+    """An RGB image from a path, bytes, a {"bytes", "path"} dict or an image; decoded, so that a cut file is noticed."""
+    path = None
+    if isinstance(value, Mapping):
+        value, path = value.get("bytes") or value.get("path"), value.get("path")
+    try:
+        if isinstance(value, Image.Image):
+            return value.convert("RGB")
+        if not isinstance(value, bytes):
+            path = folder / str(value)
+            value = path.read_bytes()
+        return Image.open(io.BytesIO(value)).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where}: the image {path or 'in the row'} does not open: {error}") from error
