@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
 from segpo_core.rewards import answer_reward, format_reward, math_reward
 from segpo_core.tasks import load_task
 
