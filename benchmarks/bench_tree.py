@@ -6,7 +6,7 @@ A language model of random weights grows a tree (paper: 6-6-6, segments of 30 to
   own prefix, computed anew;
 * training (forward and backward over every edge of the tree): packed, one row a leaf, and one row an edge (prefix and
   segment, the way in which edges are training samples by themselves). The three are timed in turn, so that whatever
-  else the machine does hits them alike.
+  else the machine does hits them alike; on a CPU, seconds are processor time.
 """
 
 from __future__ import annotations
@@ -73,24 +73,26 @@ def by_rows(network: ActorCritic, prompts: Prompts, tree: Rollouts, spans: Tenso
     return tokens
 
 
-def packed(network: ActorCritic, prompts: Prompts, tree: Rollouts, max_slots: int | None) -> int:
-    """The same, packed."""
+def packed(network: ActorCritic, prompts: Prompts, tree: Rollouts, batch: int, max_slots: int | None) -> int:
+    """The same, packed; `batch` leaves a pass."""
     tokens, targets = 0, first_holders(tree.node_ids)
-    for group in range(len(prompts)):
-        part = pack(network.model, prompts, tree, targets, (tree.group == group).nonzero()[:, 0], max_slots)
+    for rows in torch.arange(len(tree), device=targets.device).split(batch):
+        part = pack(network.model, prompts, tree, targets, rows, max_slots)
         packed_logprobs(network.model, network.head, part, 1.0)[0].sum().backward()
         tokens += part.tokens
     return tokens
 
 
 def timed(work: Callable[[], int], device: str) -> tuple[int, float]:
-    """What `work` returns, and its seconds, the device's queue included."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    """What `work` returns, and its seconds: on a CPU those of this process, so that others do not count; on a GPU
+    those of the clock, the device's queue included."""
+    if device == "cpu":
+        begin = time.process_time()
+        return work(), time.process_time() - begin
+    torch.cuda.synchronize()
     begin = time.perf_counter()
     tokens = work()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return tokens, time.perf_counter() - begin
 
 
@@ -122,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
     # Rows of about the same length together, the kindest way for the rows.
     leaves, edges = (spans[spans[:, 2].argsort()] for spans in (leaves, edges))
     ways = {
-        "packed": lambda: packed(network, prompts, tree, args.max_slots),
+        "packed": lambda: packed(network, prompts, tree, args.batch, args.max_slots),
         "row a leaf": lambda: by_rows(network, prompts, tree, leaves, args.batch),
         "row an edge": lambda: by_rows(network, prompts, tree, edges, args.batch),
     }
@@ -150,7 +152,7 @@ if __name__ == "__main__":
     parser.add_argument("--max-completion-length", type=int, default=200)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=32, help="rows of one pass in the two ways by rows")
+    parser.add_argument("--batch", type=int, default=32, help="leaves, or rows, of one pass")
     parser.add_argument("--max-slots", type=int, help="longest packed sequence; default: as in training")
     parser.add_argument("--max-rows", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)

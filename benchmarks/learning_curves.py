@@ -29,7 +29,7 @@ def run(directory: Path, method: str, seed: int, steps: int) -> None:
         return
     command = [
         sys.executable, "-m", "segpo_core.cli", "train", "--config", str(ROOT / "configs/demo.yaml"), "--method", method,
-        "--output-dir", str(directory), "--seed", str(seed), "--max-steps", str(steps), "--eval-size", "400",
+        "--output-dir", str(directory), "--seed", str(seed), "--max-steps", str(steps), "--eval-size", "200",
         "--save-steps", "0", "--record-steps", "10",
     ]  # fmt: skip
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stderr=subprocess.DEVNULL)
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["grpo", "sapo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "curves")
     args = parser.parse_args()

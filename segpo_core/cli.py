@@ -9,12 +9,13 @@ import logging
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
-from segpo_core.config import TrainConfig, from_dict, load_yaml
+if TYPE_CHECKING:  # the commands import what they need: torch takes seconds, `segpo --help` should not
+    from segpo_core.config import TrainConfig
 
 COMMANDS = {
     "train": "train a policy (settings from a YAML file and flags; `segpo train --help` lists them all)",
@@ -57,6 +58,10 @@ def _fail(message: str) -> int:
 
 def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | None = None) -> TrainConfig:
     """A config from `--config FILE`, then flags. `--method` decides which method's settings there are."""
+    import tyro
+
+    from segpo_core.config import TrainConfig, from_dict, load_yaml
+
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--method")
@@ -94,6 +99,8 @@ def _run(config: TrainConfig) -> Path:
 
 def _demo(argv: list[str]) -> int:
     """Train as configs/demo.yaml says, then write the report. `--no-app` ends there (the app is not part of it yet)."""
+    from segpo_core.config import load_yaml
+
     argv = [a for a in argv if a != "--no-app"]
     defaults = load_yaml(ROOT / "configs" / "demo.yaml")
     defaults["output_dir"] = str(_fresh("runs/demo"))
@@ -155,6 +162,8 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _warmup(argv: list[str]) -> int:
+    import tyro
+
     from segpo_core.warmup import WarmupConfig, warmup
 
     warmup(tyro.cli(WarmupConfig, args=argv, prog="segpo warmup"))

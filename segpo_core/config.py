@@ -116,7 +116,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}: sampling needs one above 0")
-        if self.num_generations < 2 and not self.algo.uses_critic:
+        if self.num_generations < 2 and self.algo.compares_completions:
             raise ValueError(
                 f"num_generations is {self.num_generations}: {self.algo.title} compares completions of one prompt and "
                 "needs at least 2; raise it, or choose a method with a critic (sapo)"
@@ -139,14 +139,15 @@ class TrainConfig:
             ValueError: the batch does not divide into groups.
         """
         local = self.per_device_train_batch_size * self.passes
-        if local % self.num_generations:
+        size = self.algo.completions_per_prompt(self.num_generations)
+        group = f"num_generations {size}" if size == self.num_generations else f"the {size} leaves of a tree"
+        if local % size:
             raise ValueError(
                 f"a step samples {local} completions on each device (per_device_train_batch_size "
                 f"{self.per_device_train_batch_size} x steps_per_generation {self.passes}), which is no multiple of "
-                f"num_generations {self.num_generations}: make it one, so that no group is torn (there are "
-                f"{processes} processes)"
+                f"{group}: make it one, so that no group is torn (there are {processes} processes)"
             )
-        return local // self.num_generations
+        return local // size
 
     def learning_rate_factor(self, step: int) -> float:
         """Share of the peak learning rate in step `step` (the first is 1). A function of the step alone, so a run that

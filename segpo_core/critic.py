@@ -58,29 +58,37 @@ class ActorCritic(nn.Module):
         self.value_head = ValueHead(size) if critic else None
         self.value_backbone = copy.deepcopy(backbone(model)).requires_grad_(True) if critic == "model" else None
 
-    def forward(self, prompts: dict[str, Tensor], completion_ids: Tensor, mask: Tensor) -> Scores:
+    def forward(
+        self, prompts: dict[str, Tensor], completion_ids: Tensor, mask: Tensor, predictor: Tensor | None = None
+    ) -> Scores:
         """One teacher-forced pass.
 
         Args:
-            prompts: collated prompt inputs, left-padded (see inputs.py), pixel inputs included.
-            completion_ids: long [B, T]; mask: bool [B, T].
+            prompts: collated prompt inputs, left-padded (see inputs.py), pixel inputs included; for packed trees
+                the whole of their inputs (see packing.py).
+            completion_ids: long [B, T]; mask: bool [B, T], the tokens that are scored.
+            predictor: packed trees: long [N], the slot that predicts each token of `mask`.
         """
-        inputs = extend(prompts, completion_ids, mask)
-        inputs["position_ids"] = position_ids(self.model, inputs)
-        hidden = self._hidden(backbone(self.model), inputs, mask)
+        inputs = prompts
+        if predictor is None:
+            inputs = extend(prompts, completion_ids, mask)
+            inputs["position_ids"] = position_ids(self.model, inputs)
+        hidden = self._hidden(backbone(self.model), inputs, mask, predictor)
         tokens = completion_ids[mask]
         logprobs, entropy = token_logprobs(hidden, self.head, tokens, self.temperature)
         values = None
         if self.value_head is not None:
             if self.value_backbone is not None:
-                hidden = self._hidden(self.value_backbone, inputs, mask)
+                hidden = self._hidden(self.value_backbone, inputs, mask, predictor)
             values = scatter(self.value_head(hidden), mask)
         return Scores(scatter(logprobs, mask), scatter(entropy, mask), values)
 
     @staticmethod
-    def _hidden(network: nn.Module, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+    def _hidden(network: nn.Module, inputs: dict[str, Tensor], mask: Tensor, predictor: Tensor | None) -> Tensor:
         """[N, H]: for each real completion token, the hidden state of the token before it, which predicts it."""
         states = network(**inputs, use_cache=False).last_hidden_state
+        if predictor is not None:
+            return states.flatten(0, 1)[predictor]
         return states[:, -mask.shape[1] - 1 : -1][mask]
 
     def groups(self, learning_rate: float, critic_learning_rate: float, weight_decay: float) -> list[dict]:

@@ -23,15 +23,28 @@ def inspect(task: Any, examples: list[dict], rollouts: Rollouts) -> list[dict | 
 
 def reward(task: Any, functions: list, weights: list[float] | None, examples: list[dict], rollouts: Rollouts):
     """Run reward functions over rollouts, with TRL's signature: (total [B], parts by name)."""
-    groups = rollouts.group.tolist()
+    return reward_texts(functions, weights, examples, rollouts.group.tolist(), rollouts.texts)
+
+
+def reward_texts(
+    functions: list, weights: list[float] | None, examples: list[dict], groups: list[int], texts: list[str]
+):
+    """The same for texts as answers to `examples[groups[i]]`."""
     names = {name for example in examples for name in example} - {"prompt"}
     columns = {name: [examples[g].get(name) for g in groups] for name in sorted(names)}
     prompts = [examples[g]["prompt"] for g in groups]
     completions: list[Any] = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(prompts, rollouts.texts, strict=True)
+        for prompt, text in zip(prompts, texts, strict=True)
     ]
-    return run_rewards(functions, weights, prompts, completions, columns)
+    total, parts = run_rewards(functions, weights, prompts, completions, columns)
+    if None in total:
+        i = total.index(None)
+        raise ValueError(
+            f"completion {i} (example {examples[groups[i]].get('id', groups[i])!r}) has no reward: every reward function "
+            "returned None for it; add one that applies to every row"
+        )
+    return total, parts
 
 
 def accuracies(truth: list[dict | None], rewards: list[float]) -> dict[str, float]:

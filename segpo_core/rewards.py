@@ -66,8 +66,8 @@ def format_reward(prompts, completions, **columns) -> list[float | None]:
 def math_reward(prompts, completions, answer, **columns) -> list[float | None]:
     """1.0 where the answer has the value of the `answer` column ("0.5" and "\\frac{1}{2}" have), else 0.0.
 
-    The answer is the `<answer>` block, else the last `\\boxed{...}`, else the last number. What cannot be read is wrong;
-    words must be equal. May be called from any thread.
+    The answer is the `<answer>` block, else the last `\\boxed{...}`, else the last number. What cannot be read is
+    wrong; words must be equal. May be called from any thread.
     """
     given = [_math_answer(completion_text(c)) for c in completions]
     return [float(g is not None and _same_value(g, str(a))) for g, a in zip(given, answer, strict=True)]
@@ -101,7 +101,7 @@ def _same_value(given: str, answer: str) -> bool:
 
 
 class _Checker:
-    """math-verify in a process of its own: 9^{9^{9^9}} keeps sympy busy for ever, and no signal or thread can stop it."""
+    """math-verify in a process of its own: 9^{9^{9^9}} keeps sympy busy for ever, no signal or thread can stop it."""
 
     _SOURCE = """if True:
         import json, logging, sys
@@ -229,7 +229,8 @@ def load_reward(spec: str | Reward) -> Reward:
         if spec in BUILT_IN:
             return BUILT_IN[spec]
         raise ValueError(
-            f"unknown reward function {spec!r}; known: {', '.join(BUILT_IN)}, or give module:function or file.py:function"
+            f"unknown reward function {spec!r}; known: {', '.join(BUILT_IN)}, "
+            "or give module:function or file.py:function"
         )
     try:
         if place.endswith(".py"):

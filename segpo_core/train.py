@@ -25,11 +25,13 @@ from torch import Tensor
 
 from segpo_core import checkpoint, evaluate, losses
 from segpo_core.algos.base import LossType
+from segpo_core.chains import RewardOf
 from segpo_core.config import TrainConfig
 from segpo_core.contrasts import contrasts
 from segpo_core.critic import ActorCritic, Scores
 from segpo_core.generate import Sampler
 from segpo_core.inputs import Prompts
+from segpo_core.packing import can_pack, pack
 from segpo_core.policy import (
     eos_token_ids,
     get_tokenizer,
@@ -58,7 +60,13 @@ class Micro:
     rows: Tensor  #: long [b]
     prompts: dict[str, Tensor]
     ids: Tensor  #: long [b, t], t the longest of these rows
-    mask: Tensor  #: bool [b, t]
+    mask: Tensor  #: bool [b, t], tokens that the pass scores
+    predictor: Tensor | None = None  #: packed trees: long [N], see packing.py; `prompts` is then all of the inputs
+
+    @property
+    def inputs(self) -> tuple:
+        """Arguments of the network."""
+        return self.prompts, self.ids, self.mask, self.predictor
 
     def cut(self, values: Tensor) -> Tensor:
         """These rows of a [B, T] tensor, as [b, t]."""
@@ -71,7 +79,8 @@ class Trainer:
     Args:
         config: what to do.
         task: problems, instead of the one that `config.dataset` names.
-        on_step: called on the main process after every step with (step, metrics, rollouts, credit).
+        on_step: called on the main process after every step with (step, metrics, rollouts, credit); for step 0, the
+            evaluation before training, the last two are None.
 
     Raises:
         ValueError: a setting, a file or the run directory is not usable; said before any work starts.
@@ -81,7 +90,7 @@ class Trainer:
         self,
         config: TrainConfig,
         task: Any = None,
-        on_step: Callable[[int, dict[str, float], Rollouts, Credit], None] | None = None,
+        on_step: Callable[[int, dict[str, float], Rollouts | None, Credit | None], None] | None = None,
     ):
         self.config, self.method, self.on_step = config, config.algo, on_step
         self.directory = Path(config.output_dir)
@@ -121,6 +130,7 @@ class Trainer:
             self.accelerator.init_trackers("segpo", config={k: str(v) for k, v in config.to_dict().items()})
         self.accelerator.wait_for_everyone()
         self.stopping = False
+        self.last: tuple[Rollouts | None, Credit | None] = (None, None)
 
     # --- setting up ---------------------------------------------------------------------------------------------
 
@@ -167,7 +177,7 @@ class Trainer:
             origin = model if start_from is None else load_model(source, dtype)
             self.reference = ActorCritic(make_reference(origin), suppressed, config.temperature).to(device)
         rate = config.learning_rate
-        critic_rate = getattr(self.method, "critic_learning_rate", None) or (10 * rate if critic == "head" else rate)
+        critic_rate = getattr(self.method, "critic_learning_rate", None) or (50 * rate if critic == "head" else rate)
         self.optimizer = torch.optim.AdamW(
             network.groups(rate, critic_rate, config.weight_decay), betas=(0.9, config.adam_beta2)
         )
@@ -219,11 +229,17 @@ class Trainer:
         clock = Clock()
         examples, first = self.examples()
         prompts = Prompts.build(examples, self.processor, self.network.model.config, self.prompt_limit)
-        stream = (self.config.seed, self.step)
+        stream, computed = (self.config.seed, self.step), self.sampler.tokens_computed
         rollouts = self.method.collect(self.sampler, prompts, self.config.num_generations, stream, first)
         self.reward(rollouts, examples)
+        self.method.estimate(self.sampler, prompts, rollouts, self.reward_of(examples), stream, first)
+        computed = self.sampler.tokens_computed - computed
         clock.lap("sample")
-        micros = self.micro_batches(rollouts, prompts)
+        if rollouts.tree is not None:  # its credit needs no scores, and says which nodes are worth a pass
+            credit = self.credit(rollouts)
+            micros = self.tree_batches(rollouts, prompts, credit)
+        else:
+            micros = self.micro_batches(rollouts, prompts)
         self.score(rollouts, micros)
         if self.method.uses_contrasts:
             rollouts.perception_contrast, rollouts.reasoning_contrast = contrasts(
@@ -231,9 +247,8 @@ class Trainer:
                 self.config.per_device_train_batch_size, self.method.tags,
             )  # fmt: skip
         clock.lap("score")
-        credit = self.method.credit(rollouts)
-        if self.config.mask_truncated_completions:  # after the advantages: cut completions count in their group
-            credit = dataclasses.replace(credit, loss_mask=credit.loss_mask & rollouts.finished[:, None])
+        if rollouts.tree is None:
+            credit = self.credit(rollouts)
         clock.lap("credit")
         metrics = self.update(rollouts, credit, micros)
         clock.lap("update")
@@ -245,10 +260,10 @@ class Trainer:
         metrics |= {f"time/{name}": seconds for name, seconds in clock.laps.items()}
         tokens = int(rollouts.mask.sum()) * self.world
         metrics |= {"time/step": clock.total, "time/tokens_per_second": tokens / clock.total}
-        metrics = self.averaged(metrics)
-        if self.on_step and self.accelerator.is_main_process:
-            self.on_step(self.step, metrics, rollouts, credit)
-        return metrics
+        kept = max(1, int(credit.loss_mask.sum()))  # the cost of what is learnt from: sampled tokens, continuations too
+        metrics |= {"tokens_computed": computed, "tokens_computed_per_token_kept": computed / kept}
+        self.last = rollouts, credit
+        return self.averaged(metrics)
 
     # --- the parts of a step ------------------------------------------------------------------------------------
 
@@ -273,6 +288,49 @@ class Trainer:
         tags = getattr(self.method, "tags", TAGS)
         rollouts.role_ids, rollouts.well_formed = role_ids(rollouts.pieces, rollouts.mask, tags)
 
+    def reward_of(self, examples: list[dict]) -> RewardOf:
+        """The rewards of further texts, for `Method.estimate`."""
+
+        def rewards(groups: list[int], texts: list[str]) -> list[float]:
+            total, _ = evaluate.reward_texts(self.reward_funcs, self.config.reward_weights, examples, groups, texts)
+            return [float("nan") if value is None else value for value in total]
+
+        return rewards
+
+    def credit(self, rollouts: Rollouts) -> Credit:
+        """The method's credit, less the tokens that the run leaves out of its loss."""
+        credit = self.method.credit(rollouts)
+        if self.config.mask_truncated_completions:  # after the advantages: cut completions count in their group
+            cut = rollouts.mask & ~rollouts.finished[:, None]
+            if rollouts.node_ids is not None:  # what leads to other leaves stays
+                last = rollouts.node_ids.gather(1, rollouts.lengths[:, None] - 1)
+                cut &= rollouts.node_ids == last
+            credit = dataclasses.replace(credit, loss_mask=credit.loss_mask & ~cut)
+        return credit
+
+    def tree_batches(self, rollouts: Rollouts, prompts: Prompts, credit: Credit) -> list[Micro]:
+        """Cut a step's trees into forward passes, of rows that teach something. Neighbours stay together: they share
+        what is before them. Every process makes the same number of passes, however large its trees became."""
+        packing, micros = can_pack(self.network.model, prompts), []
+        taught = credit.loss_mask.any(dim=1).nonzero()[:, 0]
+        for rows in taught.tensor_split(self.config.passes):
+            targets = credit.loss_mask
+            if len(rows) == 0:  # nothing is left for this pass: one without a token
+                rows, targets = torch.zeros(1, dtype=torch.long, device=taught.device), torch.zeros_like(targets)
+            if packing:
+                packed = pack(self.network.model, prompts, rollouts, targets, rows)
+                micros.append(Micro(packed.rows, packed.inputs, packed.ids, packed.mask, packed.predictor))
+            else:
+                real = rollouts.mask & targets.any()
+                micros.append(self.micro(rows, rollouts, prompts, real))
+        return micros
+
+    def micro(self, rows: Tensor, rollouts: Rollouts, prompts: Prompts, mask: Tensor) -> Micro:
+        """Some rows for one pass, cut to the longest of them."""
+        longest = int(rollouts.lengths[rows].max())
+        batch = prompts.batch(rollouts.group[rows], rows.device)
+        return Micro(rows, batch, rollouts.completion_ids[rows, :longest], mask[rows, :longest])
+
     def micro_batches(self, rollouts: Rollouts, prompts: Prompts) -> list[Micro]:
         """Cut a step's rows into forward passes. Several updates a step take them in random order, so that no update
         sees whole groups only."""
@@ -280,19 +338,8 @@ class Trainer:
         if self.config.passes > self.config.gradient_accumulation_steps:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
             order = torch.randperm(len(rollouts), generator=generator)
-        device, micros = rollouts.mask.device, []
-        for rows in order.split(self.config.per_device_train_batch_size):
-            rows = rows.to(device)
-            longest = int(rollouts.lengths[rows].max())
-            micros.append(
-                Micro(
-                    rows,
-                    prompts.batch(rollouts.group[rows], device),
-                    rollouts.completion_ids[rows, :longest],
-                    rollouts.mask[rows, :longest],
-                )
-            )
-        return micros
+        parts = order.to(rollouts.mask.device).split(self.config.per_device_train_batch_size)
+        return [self.micro(rows, rollouts, prompts, rollouts.mask) for rows in parts]
 
     @property
     def updates_per_step(self) -> int:
@@ -307,7 +354,10 @@ class Trainer:
         """
         if self.method.uses_critic or self.updates_per_step > 1 or self.method.kl_in == "reward" and self.method.beta:
             scores = self.forward_all(self.network, micros, rollouts)
-            rollouts.old_logprobs, rollouts.values = scores.logprobs, scores.values
+            # Tokens of a tree that teach nothing go through no pass; the sampler's numbers stand for them.
+            unscored = scores.logprobs.isnan()
+            rollouts.old_logprobs = torch.where(unscored, rollouts.sampled_logprobs, scores.logprobs)
+            rollouts.values = scores.values
         if self.reference is not None:
             rollouts.ref_logprobs = self.forward_all(self.reference, micros, rollouts).logprobs
         elif self.method.beta > 0:
@@ -316,16 +366,14 @@ class Trainer:
 
     @torch.no_grad()
     def forward_all(self, network: ActorCritic, micros: list[Micro], rollouts: Rollouts) -> Scores:
-        """A pass without gradient over all micro-batches, put back into [B, T]."""
-        logprobs, entropy = torch.zeros_like(rollouts.sampled_logprobs), torch.zeros_like(rollouts.sampled_logprobs)
-        values = torch.zeros_like(logprobs) if network.value_head is not None else None
+        """A pass without gradient over all micro-batches, put back into [B, T]; NaN at tokens that no pass scores."""
+        everything = Scores(*(torch.where(rollouts.mask, torch.nan, 0.0) for _ in range(3)))
         for micro in micros:
-            scores = network(micro.prompts, micro.ids, micro.mask)
-            width = micro.ids.shape[1]
-            logprobs[micro.rows, :width], entropy[micro.rows, :width] = scores.logprobs, scores.entropy
-            if values is not None:
-                values[micro.rows, :width] = scores.values
-        return Scores(logprobs, entropy, values)
+            row, column = micro.mask.nonzero().unbind(1)
+            for whole, part in zip(everything, network(*micro.inputs), strict=True):
+                if part is not None:
+                    whole[micro.rows[row], column] = part[micro.mask]
+        return everything if network.value_head is not None else everything._replace(values=None)
 
     def update(self, rollouts: Rollouts, credit: Credit, micros: list[Micro]) -> dict[str, float]:
         """All gradient steps of this step. Returns averages over them."""
@@ -352,7 +400,7 @@ class Trainer:
         for i, micro in enumerate(batch):
             together = i + 1 == len(batch)
             with contextlib.nullcontext() if together else self.accelerator.no_sync(self.wrapped):
-                scores = self.wrapped(micro.prompts, micro.ids, micro.mask)
+                scores = self.wrapped(*micro.inputs)
                 loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
                 self.accelerator.backward(loss * self.world)
@@ -382,7 +430,7 @@ class Trainer:
             old = scores.logprobs.detach()
         else:
             old = micro.cut(rollouts.old_logprobs)
-        loss_mask = micro.cut(credit.loss_mask)
+        loss_mask = micro.cut(credit.loss_mask) & micro.mask
         loss, stats = losses.policy_loss(
             scores.logprobs,
             old,
@@ -399,7 +447,7 @@ class Trainer:
         )
         numbers = {"policy_loss": float(loss.detach())} | {k: float(v) for k, v in stats.items() if k != "tokens"}
         if method.beta > 0 and method.kl_in == "loss":
-            kl = losses.kl(scores.logprobs, micro.cut(rollouts.ref_logprobs), method.kl_estimator)
+            kl = losses.kl(scores.logprobs, micro.cut(rollouts.ref_logprobs), method.kl_estimator, loss_mask)
             penalty = losses.aggregate(kl, loss_mask, method.loss_type, normalizer, self.config.max_completion_length)
             loss = loss + method.beta * penalty
         if credit.value_mask is not None:
@@ -417,7 +465,7 @@ class Trainer:
 
     def normalizer(self, mask: Tensor, batch: list[Micro], loss_type: LossType) -> Tensor:
         """What sums are divided by: the tokens, or the completions, of one update over all processes."""
-        number = sum(losses.count_items(micro.cut(mask), loss_type) for micro in batch)
+        number = sum(losses.count_items(micro.cut(mask) & micro.mask, loss_type) for micro in batch)
         return self.accelerator.reduce(number.float(), "sum").clamp(min=1)
 
     @torch.no_grad()
@@ -449,19 +497,19 @@ class Trainer:
             clipped=clipped & credit.loss_mask,
         )
         self.recorder.rollouts(self.step, rows, images)
-        moved = losses.kl(new, old, "k3")[mask].mean()  # how far the step's updates moved the policy on its own tokens
+        moved = losses.kl(new, old, "k3")[mask].nanmean()  # how far the step's updates moved the policy on its own tokens
         return {"step_kl": float(moved), "record/failures": float(self.recorder.failures)}
 
     def describe(self, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
         """Numbers about what was sampled and credited."""
         mask, rewards = rollouts.mask, rollouts.rewards
         advantages = credit.advantages[credit.loss_mask]
-        groups = rewards.view(-1, self.config.num_generations) if len(rewards) % self.config.num_generations == 0 else rewards[None]
+        groups = [rewards[rollouts.group == g] for g in rollouts.group.unique()]
         share = evaluate.accuracies(rollouts.truth, rewards.tolist())
         numbers = {f"train/{name}": value for name, value in share.items()} | {
             "reward": float(rewards.mean()),
             "reward_std": float(rewards.std(correction=0)),
-            "groups_without_signal": float((groups.amax(1) == groups.amin(1)).float().mean()),
+            "groups_without_signal": sum(float(g.amax() == g.amin()) for g in groups) / len(groups),
             "entropy": float(rollouts.entropy[mask].mean()),
             "completion_length": float(rollouts.lengths.float().mean()),
             "truncated": float((~rollouts.finished).float().mean()),
@@ -469,7 +517,7 @@ class Trainer:
             "advantage_std": float(advantages.std(correction=0)) if len(advantages) else 0.0,
         }
         if rollouts.ref_logprobs is not None:
-            numbers["kl"] = float(losses.kl(rollouts.logprobs, rollouts.ref_logprobs, "k3")[mask].mean())
+            numbers["kl"] = float(losses.kl(rollouts.logprobs, rollouts.ref_logprobs, "k3")[mask].nanmean())
         if rollouts.old_logprobs is not None:
             # Sampler and learner are the same weights by two ways; what they differ by is rounding.
             numbers["sampling_logp_difference"] = float((rollouts.old_logprobs - rollouts.sampled_logprobs)[mask].abs().max())
@@ -514,8 +562,8 @@ class Trainer:
             self.recorder.metrics(step, metrics)
         if self.config.report_to != "none":
             self.accelerator.log(metrics, step=step)
-        if step == 0 and self.on_step and self.accelerator.is_main_process:
-            self.on_step(0, metrics, None, None)
+        if self.on_step and self.accelerator.is_main_process:
+            self.on_step(step, metrics, *self.last)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

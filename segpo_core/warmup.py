@@ -1,4 +1,4 @@
-"""Makes the embedded policy from nothing: a vision-language model of 1.4 million parameters that learns the shapes task.
+"""Makes the embedded policy from nothing: a vision-language model of 1.3 million parameters for the shapes task.
 
 It is a LLaVA (SigLIP vision tower, Qwen2 text model) small enough to be trained in minutes on two processor cores, and
 otherwise like any large one: chat template, processor, generation config, loaded by the Auto classes.
@@ -117,7 +117,7 @@ def build_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(seed: int = 0) -> LlavaProcessor:
-    """Tokenizer (trained on demonstrations), image processor (48 x 48, patches of 16: 9 image tokens) and chat template."""
+    """Tokenizer (trained on demonstrations), image processor (48 x 48, 9 patches of 16) and chat template."""
     task, rng = ShapesTask(seed=_TASK_SEED + seed), random.Random(seed)
 
     def texts() -> Iterator[str]:
@@ -165,7 +165,8 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
             num_key_value_heads=4,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
-            initializer_range=128**-0.5,  # 1/sqrt(width); the usual 0.02 is for wide models and learns three times slower here
+            # 1/sqrt(width); the usual 0.02 is for wide models and learns three times slower here
+            initializer_range=128**-0.5,
             bos_token_id=None,
             eos_token_id=end,
             pad_token_id=pad,
@@ -179,7 +180,11 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     model = LlavaForConditionalGeneration(config)
     turns = [tokenizer.convert_tokens_to_ids(token) for token in (SYSTEM, USER, ASSISTANT)]
     model.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=pad, suppress_tokens=sorted([pad, image, *turns]), max_new_tokens=96, do_sample=True
+        eos_token_id=end,
+        pad_token_id=pad,
+        suppress_tokens=sorted([pad, image, *turns]),
+        max_new_tokens=96,
+        do_sample=True,
     )
     return model
 
@@ -299,8 +304,8 @@ def measure(model: torch.nn.Module, processor: Any, problems: int, generations: 
     """Accuracies on the first held-out problems, greedy and over `generations` samples at temperature 1.
 
     Returns: shares `greedy/...` and `sampled/...` (answer, perception, reasoning, format, grounded, perception_error,
-    reasoning_error: completions whose first error is of that kind), `mixed_groups` (groups whose samples are neither all
-    right nor all wrong), `completion_tokens` and `prompt_tokens` (means).
+    reasoning_error: completions whose first error is of that kind), `mixed_groups` (groups whose samples are neither
+    all right nor all wrong), `completion_tokens` and `prompt_tokens` (means).
     """
     from segpo_core import policy
     from segpo_core.evaluate import accuracies, inspect
@@ -338,13 +343,14 @@ def measure(model: torch.nn.Module, processor: Any, problems: int, generations: 
 def model_card(config: WarmupConfig, seconds: float, parameters: int, numbers: dict[str, float]) -> str:
     """README.md of the model directory."""
     command = ["segpo warmup", f"--vision-steps {config.vision_steps}", f"--steps {config.steps}"]
-    command += [f"--careless-steps {config.careless_steps}", f"--seed {config.seed}", f"--batch-size {config.batch_size}"]
-    command += [f"--learning-rate {config.learning_rate:g}", f"--threads {config.threads}"]
+    command += [f"--careless-steps {config.careless_steps}", f"--seed {config.seed}"]
+    command += [f"--batch-size {config.batch_size}", f"--learning-rate {config.learning_rate:g}"]
+    command += [f"--threads {config.threads}"]
     demonstrations = (
-        "Of the last of them part are careless: a third to a half, by question kind, reckon by a wrong rule (the count starts "
-        "at one, the sum counts, the difference adds, the relation counts its own reference, the comparison names the rarer), and "
-        "a quarter describe one attribute of one object wrongly. So the policy knows right and wrong ways, samples of one "
-        "prompt differ, and reinforcement learning has something to decide."
+        "Of the last of them part are careless: a third to a half, by question kind, reckon by a wrong rule (the count "
+        "starts at one, the sum counts, the difference adds, the relation counts its own reference, the comparison "
+        "names the rarer), and a quarter describe one attribute of one object wrongly. So the policy knows right and "
+        "wrong ways, samples of one prompt differ, and reinforcement learning has something to decide."
         if config.careless_steps
         else "All demonstrations are right."
     )
@@ -362,10 +368,12 @@ def model_card(config: WarmupConfig, seconds: float, parameters: int, numbers: d
         if numbers
     )
     measured = (
-        f"Measured on the first {config.eval_problems} held-out problems of the task, samples at temperature 1, eight a problem:\n\n"
+        f"Measured on the first {config.eval_problems} held-out problems of the task, samples at temperature 1, eight "
+        "a problem:\n\n"
         f"| share of completions | greedy | sampled |\n|---|---|---|\n{rows}\n\n"
         f"Groups of eight samples that are neither all right nor all wrong: {numbers['mixed_groups']:.3f}. "
-        f"Mean length: prompt {numbers['prompt_tokens']:.1f} tokens (9 of the image), completion {numbers['completion_tokens']:.1f}.\n"
+        f"Mean length: prompt {numbers['prompt_tokens']:.1f} tokens (9 of the image), "
+        f"completion {numbers['completion_tokens']:.1f}.\n"
         if numbers
         else "Not measured.\n"
     )
@@ -377,21 +385,25 @@ pipeline_tag: image-text-to-text
 
 # A vision-language model of {parameters / 1e6:.2f} million parameters
 
-It looks at 48 x 48 pixel scenes of coloured shapes, describes them, reckons over its description and answers. It is a start
-for experiments with reinforcement learning and credit assignment on an ordinary computer, and no good for anything else.
+It looks at 48 x 48 pixel scenes of coloured shapes, describes them, reckons over its description and answers. It is a
+start for experiments with reinforcement learning and credit assignment on an ordinary computer, and no good for
+anything else.
 
 - Model: LLaVA. Vision: SigLIP, patches of 16 (9 image tokens), width 128, 2 layers. Text: Qwen2, width 128, 4 layers,
   4 heads. Weights in float32, so that log-probabilities of sampler and trainer agree to the last digit.
 - Tokenizer: byte-level BPE, trained on the same synthetic text; one digit is one token.
 - Data: synthetic only, drawn and rendered by `segpo_core/tasks/shapes.py` (no outside data, no outside weights).
-- Output: `<perception> ... </perception><think> cell attribute value result, ... = result </think><answer> ... </answer>`.
+- Output: `<perception> ... </perception><think> cell attribute value result, ... = result </think>` and
+  `<answer> ... </answer>`.
 
 ## How it was made
 
     {" ".join(command)}
 
-{config.vision_steps} steps in which the vision tower learns to name each cell's attributes, with a head that is thrown away; then
-{config.steps} steps on correct demonstrations and {config.careless_steps} on careless ones, {config.batch_size} a step. {seconds / 60:.1f} minutes on \
+{config.vision_steps} steps in which the vision tower learns to name each cell's attributes, with a head that is \
+thrown away; then
+{config.steps} steps on correct demonstrations and {config.careless_steps} on careless ones, {config.batch_size} a \
+step. {seconds / 60:.1f} minutes on \
 {config.threads} processor thread{"s" if config.threads > 1 else ""}; torch {torch.__version__.split("+")[0]}.
 {demonstrations}
 

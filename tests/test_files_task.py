@@ -103,7 +103,8 @@ def test_messages_as_prompt(folder: Path) -> None:
 
 
 def test_parquet(folder: Path) -> None:
-    data = [{"question": f"q{i}", "solution": "yes", "image": {"bytes": png(COLOURS[1], "P"), "path": "x.png"}} for i in range(5)]
+    image = {"bytes": png(COLOURS[1], "P"), "path": "x.png"}
+    data = [{"question": f"q{i}", "solution": "yes", "image": image} for i in range(5)]
     pq.write_table(pa.Table.from_pylist(data), folder / "data.parquet")
     task = load_task(str(folder / "data.parquet"), prompt_column="question", answer_column="solution", eval_rows=2)
     problem = task.eval(0)
@@ -146,7 +147,7 @@ def test_which_reward(folder: Path) -> None:
         ('{"prompt": "a", "answer": null}\n', "data.jsonl, line 1 has no 'answer'"),
         ('{"prompt": 5, "answer": 1}\n', "data.jsonl, line 1: 'prompt' is neither a text nor a list of messages"),
         ('{"question": "a", "answer": 1}\n', r"has no column 'prompt'; it has: question, answer \(set prompt_column\)"),
-        ('{"prompt": "a", "answer": 1, "image": "none.png"}\n', "line 1, column 'image': the image .*none.png does not open"),
+        ('{"prompt": "a", "answer": 1, "image": "none.png"}\n', "line 1, column 'image': .*none.png does not open"),
         ('{"prompt": "<image>?", "answer": 1}\n', "line 1: 1 image places in 'prompt' for 0 images"),
         ("\n", "data.jsonl has no rows"),
         ('{"prompt": "a", "answer": 1}\n', "at least one row must be left"),

@@ -31,7 +31,8 @@ def one(func, completion, answer: str) -> float:
 
 @pytest.mark.parametrize(
     ("text", "same"),
-    [("3", " 3\n"), ("3", "3.0"), ("3", "+3"), ("3", "03"), ("1200.5", "1,200.50"), ("0.5", ".5"), ("0", "-0.0"), ("-2", "-2.")],
+    [("3", " 3\n"), ("3", "3.0"), ("3", "+3"), ("3", "03"), ("1200.5", "1,200.50"), ("0.5", ".5"), ("0", "-0.0")]
+    + [("-2", "-2."), ("-2.5", " -2.50 ")],
 )
 def test_spellings_of_a_number(text: str, same: str) -> None:
     assert normalise_answer(text) == normalise_answer(same) == text
@@ -183,14 +184,14 @@ def test_a_wrong_number_of_values_is_named(values: list) -> None:
     def short(prompts, completions, **columns):
         return values
 
-    with pytest.raises(ValueError, match=rf"short returned {len(values)} values for completions 0 to 2 \(3\); return one"):
+    with pytest.raises(ValueError, match=rf"short returned {len(values)} values for completions 0 to 2 \(3\)"):
         run([short])
 
 
 def test_load_reward(tmp_path, monkeypatch) -> None:
     assert load_reward("math_reward") is math_reward and load_reward(lengths) is lengths
     assert load_reward("segpo_core.rewards:format_reward") is format_reward
-    (tmp_path / "mine.py").write_text("import math\ndef brevity(prompts, completions, **c): return [0.5 for _ in completions]\n")
+    (tmp_path / "mine.py").write_text("import math\ndef brevity(prompts, completions, **c): return [0.5]\n")
     file = str(tmp_path / "mine.py")
     assert load_reward(f"{file}:brevity")([None], ["x"]) == [0.5]
     (tmp_path / "broken.py").write_text("def f(:\n")

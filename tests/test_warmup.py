@@ -28,6 +28,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def fresh():
+    """A processor that was never saved, and an untrained model."""
+    processor = module.build_processor()
+    torch.manual_seed(0)
+    return module.build_model(processor).eval(), processor
+
+
+@pytest.fixture(scope="module")
 def processor(made: Path):
     return AutoProcessor.from_pretrained(made)
 
@@ -46,10 +54,8 @@ def test_same_settings_same_weights(made: Path, tmp_path: Path) -> None:
     assert not all(torch.equal(first[k], other[k]) for k in first)
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
-    processor = module.build_processor()
-    torch.manual_seed(0)
-    model = module.build_model(processor).eval()
+def test_saved_and_loaded_it_is_the_same(fresh, tmp_path: Path) -> None:
+    model, processor = fresh
     module._save(tmp_path / "model", model, processor, "card")
     loaded, reader = (c.from_pretrained(tmp_path / "model") for c in (AutoModelForImageTextToText, AutoProcessor))
     examples = [TASK.train(i) for i in range(3)]
@@ -67,10 +73,11 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 def test_tokenizer(processor) -> None:
     tokenizer = processor.tokenizer
     assert tokenizer.tokenize("a 12 red 3") == ["a", "Ġ1", "2", "Ġred", "Ġ3"]
-    assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in ("topleft", "medium", "yellow", "triangle", "=", "-"))
+    words = ("topleft", "medium", "yellow", "triangle", "=", "-")
+    assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in words)
     assert all(tokenizer.tokenize(tag) == [tag] for tag in (*TAGS, PAD, END, SYSTEM, USER, ASSISTANT, IMAGE))
-    special = set(tokenizer.all_special_tokens)
-    assert not special & set(TAGS) and {PAD, END, SYSTEM, USER, ASSISTANT, IMAGE} <= special
+    special = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    assert special == dict.fromkeys(TAGS, False) | dict.fromkeys((PAD, END, SYSTEM, USER, ASSISTANT, IMAGE), True)
     text = demonstration(TASK.train(0), random.Random(0))
     ids = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -93,7 +100,8 @@ def test_labels_cover_the_completion_and_its_end(processor) -> None:
     examples = [TASK.train(i) for i in range(4)]
     texts = [demonstration(example, random.Random(0)) for example in examples]
     batch = encode(processor, examples, texts)
-    for ids, labels, mask, text in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], texts, strict=True):
+    columns = (batch[name] for name in ("input_ids", "labels", "attention_mask"))
+    for ids, labels, mask, text in zip(*columns, texts, strict=True):
         kept = labels[labels != -100]
         assert processor.tokenizer.decode(kept) == text + END
         assert torch.equal(ids[labels != -100], kept) and int(mask[labels != -100].sum()) == len(kept)
@@ -113,9 +121,8 @@ def test_a_directory_with_other_things_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_model_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, processor = tmp_path / "model", module.build_processor()
-    model = module.build_model(processor)
+def test_a_model_is_replaced_whole_or_not_at_all(fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, (model, processor) = tmp_path / "model", fresh
     module._save(out, model, processor, "first")
     (out / "left-over").write_text("")
 

@@ -126,7 +126,7 @@ class CriticMethod(Method):
     cliprange_value: float | None = None
     """How far a value may move from the old one before the value loss stops rewarding it; None: no clipping."""
     critic_learning_rate: float | None = None
-    """Learning rate of the critic's own parameters; None: ten times the policy's for a head (it starts from nothing),
+    """Learning rate of the critic's own parameters; None: fifty times the policy's for a head (it starts from nothing),
     the policy's for a model."""
     critic_warmup_steps: int = 0
     """Steps at the start in which only the critic's own parameters learn."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".parquet")
 
 
 class Task(Protocol):
@@ -45,8 +45,8 @@ def load_task(name_or_path: str, **settings: Any) -> Task:
         task, settings = FilesTask, {"path": name_or_path} | settings
     else:
         raise ValueError(
-            f"unknown task {name_or_path!r}; known: shapes, a file ({', '.join(SUFFIXES)}), the directory of a saved data set, "
-            "or a data set on the hub (owner/name)"
+            f"unknown task {name_or_path!r}; known: shapes, a file ({', '.join(SUFFIXES)}), the directory of a saved "
+            "data set, or a data set on the hub (owner/name)"
         )
     known = task.__dataclass_fields__
     if unknown := sorted(set(settings) - set(known)):

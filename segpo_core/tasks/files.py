@@ -70,13 +70,15 @@ def read_jsonl(path: Path) -> Rows:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}") from error
+                    message = f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}"
+                    raise ValueError(message) from error
                 if not isinstance(row, dict):
                     raise ValueError(f"{path}, line {number} is not an object: one {{...}} a line is expected")
                 rows.append(row)
                 lines.append(number)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text (after line {lines[-1] if lines else 0}): {error.reason}") from error
+            after = lines[-1] if lines else 0
+            raise ValueError(f"{path} is not UTF-8 text (after line {after}): {error.reason}") from error
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return Rows(str(path), columns, rows, path.parent, lines)
 
@@ -142,7 +144,8 @@ class FilesTask:
     system_prompt: str | None = None
     """Put before every prompt as a system message."""
     reward: str | None = None
-    """A reward function (see rewards.load_reward). Default: math_reward if most answers have a digit or are LaTeX, else answer_reward."""
+    """A reward function (see rewards.load_reward). Default: math_reward if most answers have a digit or are LaTeX,
+    else answer_reward."""
     checked_rows: int = 1000
     """Rows whose images are opened before work starts; later ones are opened when they are needed."""
 
@@ -281,7 +284,10 @@ def _parts(content: Any) -> list[dict]:
         for k, text in enumerate(texts):
             parts += [{"type": "image"}] * (k > 0) + [{"type": "text", "text": text}] * bool(text)
         return parts
-    return [{"type": "image"} if p["type"] == "image" else {"type": "text", "text": p.get("text") or ""} for p in content or []]
+    return [
+        {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part.get("text") or ""}
+        for part in content or []
+    ]
 
 
 def _open(value: Any, folder: Path, where: str) -> Image.Image:

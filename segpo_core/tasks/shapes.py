@@ -1,7 +1,7 @@
 """The embedded task: small scenes of coloured shapes and questions that need two steps, seeing and then reckoning.
 
-A scene holds a few objects on a 3 x 3 grid. Its image is a pure function of the scene, and so is the answer, so the truth
-about a completion is known down to the character: which object was seen wrongly, which step does not follow.
+A scene holds a few objects on a 3 x 3 grid. Its image is a pure function of the scene, and so is the answer, so the
+truth about a completion is known down to the character: which object was seen wrongly, which step does not follow.
 
 A completion describes every object, then walks over the objects *as described* and carries a running result
 ("cell attribute value result, ... = result"), then answers:
@@ -51,8 +51,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked. `attribute`/`first`/`second` select objects ("colour", "red", "blue"); `colour`/`shape`/`direction`
-    name the reference object of a relation question."""
+    """What is asked. `attribute`/`first`/`second` select objects ("colour", "red", "blue"); `colour`/`shape` name the
+    reference object of a relation question, `direction` says where to look from it."""
 
     kind: str
     attribute: str = ""
@@ -82,7 +82,7 @@ class Question:
         return None
 
     def noted(self, obj: Object) -> list[str]:
-        """The words about an object that its step repeats before it reckons: what is asked for, and what is added up."""
+        """The words about an object that its step repeats before it reckons: what is asked for, what is added up."""
         names = [self.attribute] if self.attribute else []
         return [getattr(obj, name) for name in names + ["size"] * (self.kind == "sum" and self.attribute != "size")]
 
@@ -171,7 +171,7 @@ class Careless:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A written answer and the mistakes put into it: `wrong_rule` may be harmless (the rule happens to give the same)."""
+    """A written answer and the mistakes put into it: `wrong_rule` may be harmless (it may give the same)."""
 
     text: str
     wrong_rule: bool = False
@@ -345,9 +345,11 @@ def _inspect_reasoning(
         total = total_written
     steps = len(_pieces(text, span[0], equals, ","))
     if steps < len(objects):
-        return result, _error(equals, equals + 1, "reasoning", f"stops after {steps} of {len(objects)} described objects")
+        why = f"stops after {steps} of {len(objects)} described objects"
+        return result, _error(equals, equals + 1, "reasoning", why)
     if normalise_answer(result) != question.result(total):
-        return result, _error(start, end, "reasoning", f"{total} means {question.result(total)}, not {result or 'nothing'}")
+        why = f"{total} means {question.result(total)}, not {result or 'nothing'}"
+        return result, _error(start, end, "reasoning", why)
     return result, None
 
 
@@ -356,7 +358,8 @@ def inspect_text(example: Mapping, text: str) -> dict:
 
     The first error is the earliest character span that is wrong *given what is written before it*:
     - perception: a word that is not so in the scene; the closing tag when an object is left out;
-    - reasoning: a value, running result or conclusion that does not follow from the written perception and the result so far;
+    - reasoning: a value, running result or conclusion that does not follow from the written perception and the result
+      so far;
     - answer: an answer that is not the written conclusion;
     - format: the first tag or text out of place; the last character when the completion was cut off.
     """
@@ -375,7 +378,8 @@ def inspect_text(example: Mapping, text: str) -> dict:
         given = normalise_answer(text[start:end])
         if result is None or given != normalise_answer(result):
             start, end = next(iter(_pieces(text, start, end, "\0")), (end, end + len("</answer>")))
-            answer = _error(start, end, "answer", f"the reasoning ends with {result or 'nothing'}, not {given or 'nothing'}")
+            why = f"the reasoning ends with {result or 'nothing'}, not {given or 'nothing'}"
+            answer = _error(start, end, "answer", why)
     errors = [e for e in (perception, reasoning, answer, fault) if e is not None]
     return {
         "answer_right": given is not None and given == normalise_answer(example["answer"]),

@@ -853,7 +853,7 @@ async function drawGallery(data) {
       const entries = data.gallery.filter((g) => g.step === step && g.kind === kind);
       return h("td", { "data-kind": kind }, entries.length && entries[0].ribbon !== null ? entries.map(button) : h("span", { class: "none" }, "none recorded"));
     })))));
-  const first = data.gallery.findIndex((g) => g.ribbon !== null && /error|blamed/i.test(g.kind));
+  const first = data.gallery.findLastIndex((g) => g.ribbon !== null && /error|blamed/i.test(g.kind));
   await choose(first >= 0 ? first : data.gallery.findIndex((g) => g.ribbon !== null));
   return h("div", {}, table, why, stage);
 }
