@@ -28,11 +28,14 @@ def run(directory: Path, method: str, seed: int, steps: int) -> None:
     if (directory / "metrics" / f"{record.step_name(steps)}.parquet").exists():
         return
     command = [
-        sys.executable, "-m", "segpo_core.cli", "train", "--config", str(ROOT / "configs/demo.yaml"), "--method", method,
-        "--output-dir", str(directory), "--seed", str(seed), "--max-steps", str(steps), "--eval-size", "200",
+        sys.executable, "-m", "segpo_core.cli", "train", "--config", str(ROOT / "configs/demo.yaml"),
+        "--method", method, "--output-dir", str(directory), "--seed", str(seed), "--max-steps", str(steps),
+        "--eval-size", "200",
         "--save-steps", "0", "--record-steps", "10",
     ]  # fmt: skip
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{directory.name} failed:\n{done.stderr}")
 
 
 def curve(directory: Path) -> dict[tuple[int, str], float]:
@@ -51,7 +54,9 @@ def main() -> None:
     jobs = [(args.out / f"{m}-{s}", m, s, args.steps) for s in args.seeds for m in args.methods]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda job: run(*job), jobs))
-    print(f"{os.cpu_count()} cores {platform.machine()}, {args.steps} steps, held-out problems, greedy; seeds {args.seeds}\n")
+    print(
+        f"{os.cpu_count()} cores {platform.machine()}, {args.steps} steps, held-out, greedy; seeds {args.seeds}\n"
+    )
     print("| method | | before | best mean | at step | after | after, each seed |\n|---|---|---|---|---|---|---|")
     for method in args.methods:
         curves = [curve(args.out / f"{method}-{seed}") for seed in args.seeds]

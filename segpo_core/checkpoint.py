@@ -26,7 +26,13 @@ from segpo_core.record import step_name
 
 
 def save(
-    directory: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, processor: Any, facts: dict, keep: int
+    directory: Path,
+    step: int,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    processor: Any,
+    facts: dict,
+    keep: int,
 ) -> Path:
     """Write the checkpoint of `step` under `directory`, then remove all but the newest `keep`.
 

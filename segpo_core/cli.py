@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            return _fail(f"no space left on the disk ({error.filename or 'writing the run'}); what was written before is whole")
+            return _fail(
+                f"no space left on the disk ({error.filename or 'writing the run'}); what was written before is whole"
+            )
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted")

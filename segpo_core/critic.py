@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
 
 class ValueHead(nn.Module):
-    """Hidden state [.., H] to a value [..], in float32. Starts at exactly 0, so the first advantages are the rewards."""
+    """Hidden state [.., H] to a value [..], in float32. Starts at 0: the first advantages are the rewards."""
 
     def __init__(self, hidden_size: int):
         super().__init__()

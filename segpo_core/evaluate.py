@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from segpo_core.generate import Sampler
@@ -41,8 +42,8 @@ def reward_texts(
     if None in total:
         i = total.index(None)
         raise ValueError(
-            f"completion {i} (example {examples[groups[i]].get('id', groups[i])!r}) has no reward: every reward function "
-            "returned None for it; add one that applies to every row"
+            f"completion {i} (example {examples[groups[i]].get('id', groups[i])!r}) has no reward: every "
+            "reward function returned None for it; add one that applies to every row"
         )
     return total, parts
 
@@ -84,19 +85,21 @@ def evaluate(
     samples: int = 0,
     shard: tuple[int, int] = (0, 1),
     max_prompt_length: int | None = None,
+    everyone: Callable[[list], list] = list,
 ) -> dict[str, float]:
     """Measure the policy on the first `size` held-out problems.
 
     Args:
         samples: sampled completions a problem, besides the greedy one.
-        shard: (i, n): only every n-th problem, from the i-th; the caller averages over processes.
+        shard: (i, n): only the i-th of n stretches of the problems.
+        everyone: gathers a list's items from all shards; the result is then that of all problems, in each process.
 
     Returns:
         `eval/answer`, `eval/perception`, `eval/grounded`, … of greedy completions; with samples, `eval/mean@k` and
         `eval/pass@k` and the shares over samples as `eval_sampled/…`; `eval/completion_length`.
     """
     limit = size if task.eval_size is None else min(size, task.eval_size)
-    numbers = list(range(limit))[shard[0] :: shard[1]]
+    numbers = list(range(limit * shard[0] // shard[1], limit * (shard[0] + 1) // shard[1]))
     greedy: list[tuple[dict | None, float, int]] = []
     sampled: list[list[tuple[dict | None, float, int]]] = []
     for begin in range(0, len(numbers), BATCH):
@@ -105,7 +108,7 @@ def evaluate(
         prompts = Prompts.build(examples, processor, sampler.model.config, max_prompt_length)
 
         def measured(count: int, temperature: float | None, examples=examples, prompts=prompts, part=part) -> list:
-            rollouts = sampler.groups(prompts, count, (EVAL_STREAM, part[0]), temperature=temperature)
+            rollouts = sampler.groups(prompts, count, (EVAL_STREAM, 0), part[0], temperature)
             truth = inspect(task, examples, rollouts)
             rewards, _ = reward(task, functions, weights, examples, rollouts)
             return list(zip(truth, rewards, rollouts.lengths.tolist(), strict=True))
@@ -114,6 +117,7 @@ def evaluate(
         if samples:
             flat = measured(samples, None)
             sampled += [flat[i : i + samples] for i in range(0, len(flat), samples)]
+    greedy, sampled = everyone(greedy), everyone(sampled)
     if not greedy:
         return {}
     result = {f"eval/{k}": v for k, v in accuracies([g[0] for g in greedy], [g[1] for g in greedy]).items()}

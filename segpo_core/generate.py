@@ -180,7 +180,12 @@ class Sampler:
         return Draw(ids[:, :width], lengths, finished, logprobs[:, :width], entropy[:, :width], computed, kept)
 
     def groups(
-        self, prompts: Prompts, num_generations: int, stream: tuple[int, ...], first: int = 0, temperature: float | None = None
+        self,
+        prompts: Prompts,
+        num_generations: int,
+        stream: tuple[int, ...],
+        first: int = 0,
+        temperature: float | None = None,
     ) -> Rollouts:
         """`num_generations` completions of every prompt; rows of one prompt are neighbours.
 

@@ -15,7 +15,7 @@ MAX_LOGITS = 2**24
 
 
 class Head(nn.Module):
-    """Hidden states to float32 logits, as the model's own forward does it, with tokens that may not be sampled shut out.
+    """Hidden states to float32 logits, as the model's own forward does it, without tokens that may not be sampled.
 
     Args:
         model: a transformers model with a language-model head (peft-wrapped or not).

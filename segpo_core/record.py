@@ -229,7 +229,9 @@ def rollout_steps(directory: str | Path) -> list[int]:
     return sorted({int(path.name[5:11]) for path in _files(directory, "rollouts")})
 
 
-def read_rollouts(directory: str | Path, steps: Iterable[int] | None = None, columns: list[str] | None = None) -> pa.Table:
+def read_rollouts(
+    directory: str | Path, steps: Iterable[int] | None = None, columns: list[str] | None = None
+) -> pa.Table:
     """Recorded rollouts of the given steps (default: all), every rank's, as one table of `ROLLOUT_SCHEMA`.
 
     A column that an older file of the same version lacks is null.
@@ -266,7 +268,12 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            cwd=Path(__file__).parent,
+            check=True,
         )
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):

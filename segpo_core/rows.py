@@ -157,7 +157,9 @@ def _truth_columns(rollouts: Rollouts, b: int) -> dict[str, Any]:
     truth = rollouts.truth[b] if rollouts.truth else None
     if truth is None:
         return {"truth": None}
-    columns = {"truth": _json(truth)} | {k: truth.get(k) for k in ("answer_right", "perception_right", "reasoning_right")}
+    columns = {"truth": _json(truth)} | {
+        k: truth.get(k) for k in ("answer_right", "perception_right", "reasoning_right")
+    }
     error = truth.get("first_error")
     if error is not None:
         start, end = token_span(rollouts.pieces[b], error["start"], error["end"])

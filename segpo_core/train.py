@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from peft import PeftModel
 from torch import Tensor
 
-from segpo_core import checkpoint, evaluate, losses
+from segpo_core import checkpoint, evaluate, losses, together
 from segpo_core.algos.base import LossType
 from segpo_core.chains import RewardOf
 from segpo_core.config import TrainConfig
@@ -50,6 +50,12 @@ from segpo_core.types import Credit, Rollouts
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
+
+#: A number about a micro-batch, and how many tokens it is about.
+Number = tuple[float, int]
+
+#: Ways to run in which no process has all of the weights.
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass
@@ -98,10 +104,18 @@ class Trainer:
             cpu=config.cpu,
             log_with=None if config.report_to == "none" else config.report_to,
             project_dir=str(self.directory / "trackers"),
+            # A batch without an image, or a frozen tower, leaves parameters without a gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        if self.accelerator.distributed_type in SHARDED:
+            raise ValueError(
+                f"{self.accelerator.distributed_type.value} splits the weights over the processes, but sampling and "
+                "checkpoints here need them whole: launch with configs/accelerate/ddp.yaml, and for a large model use LoRA"
+            )
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prompts_per_step = config.prompts_per_step(self.world)
         start_from = self._claim_directory()
+        self.accelerator.wait_for_everyone()  # no process writes before all have looked
         set_seed(config.seed)
         self.task = task or load_task(config.dataset, **config.dataset_args)
         self.reward_funcs = [load_reward(spec) for spec in config.reward_funcs] or self.task.reward_funcs
@@ -212,10 +226,12 @@ class Trainer:
         with self._interruptible():
             if self.step == 0 and config.eval_steps:
                 self._publish(0, self.evaluate())
-            while self.step < config.max_steps and not self.stopping:
+            stopping = False
+            while self.step < config.max_steps and not stopping:
                 self.step += 1
                 metrics = self.train_step()
-                last = self.step == config.max_steps or self.stopping
+                stopping = any(together.everyone([self.stopping]))  # Ctrl-C may reach processes in different steps
+                last = self.step == config.max_steps or stopping
                 if config.eval_steps and (self.step % config.eval_steps == 0 or last):
                     metrics |= self.evaluate()
                 self._publish(self.step, metrics)
@@ -225,7 +241,7 @@ class Trainer:
         return self.directory
 
     def train_step(self) -> dict[str, float]:
-        """One step: sample, reward, score, credit, update, record. Returns its metrics, averaged over processes."""
+        """One step: sample, reward, score, credit, update, record. Returns its metrics, over all processes."""
         clock = Clock()
         examples, first = self.examples()
         prompts = Prompts.build(examples, self.processor, self.network.model.config, self.prompt_limit)
@@ -236,7 +252,7 @@ class Trainer:
         computed = self.sampler.tokens_computed - computed
         clock.lap("sample")
         if rollouts.tree is not None:  # its credit needs no scores, and says which nodes are worth a pass
-            credit = self.credit(rollouts)
+            credit, everything = self.credit(rollouts, first)
             micros = self.tree_batches(rollouts, prompts, credit)
         else:
             micros = self.micro_batches(rollouts, prompts)
@@ -248,7 +264,7 @@ class Trainer:
             )  # fmt: skip
         clock.lap("score")
         if rollouts.tree is None:
-            credit = self.credit(rollouts)
+            credit, everything = self.credit(rollouts, first)
         clock.lap("credit")
         metrics = self.update(rollouts, credit, micros)
         clock.lap("update")
@@ -256,14 +272,16 @@ class Trainer:
         if recorded:
             metrics |= self.record(rollouts, credit, micros, examples, first)
         clock.lap("record")
-        metrics |= self.describe(rollouts, credit)
-        metrics |= {f"time/{name}": seconds for name, seconds in clock.laps.items()}
-        tokens = int(rollouts.mask.sum()) * self.world
-        metrics |= {"time/step": clock.total, "time/tokens_per_second": tokens / clock.total}
-        kept = max(1, int(credit.loss_mask.sum()))  # the cost of what is learnt from: sampled tokens, continuations too
+        whole = together.whole_batch(rollouts, first)
+        metrics |= self.describe(whole, everything)
+        times = {f"time/{name}": seconds for name, seconds in clock.laps.items()} | {"time/step": clock.total}
+        metrics |= self.averaged(times)
+        metrics["time/tokens_per_second"] = int(whole.mask.sum()) / metrics["time/step"]
+        computed = sum(together.everyone([computed]))
+        kept = max(1, int(everything.loss_mask.sum()))  # the cost of what is learnt from: all that was sampled
         metrics |= {"tokens_computed": computed, "tokens_computed_per_token_kept": computed / kept}
         self.last = rollouts, credit
-        return self.averaged(metrics)
+        return metrics
 
     # --- the parts of a step ------------------------------------------------------------------------------------
 
@@ -297,8 +315,10 @@ class Trainer:
 
         return rewards
 
-    def credit(self, rollouts: Rollouts) -> Credit:
-        """The method's credit, less the tokens that the run leaves out of its loss."""
+    def credit(self, own: Rollouts, first: int) -> tuple[Credit, Credit]:
+        """The method's credit, less the tokens that the run leaves out of its loss: (of this process's own rollouts, of
+        those of all processes)."""
+        rollouts = together.whole_batch(own, first)
         credit = self.method.credit(rollouts)
         if self.config.mask_truncated_completions:  # after the advantages: cut completions count in their group
             cut = rollouts.mask & ~rollouts.finished[:, None]
@@ -306,7 +326,7 @@ class Trainer:
                 last = rollouts.node_ids.gather(1, rollouts.lengths[:, None] - 1)
                 cut &= rollouts.node_ids == last
             credit = dataclasses.replace(credit, loss_mask=credit.loss_mask & ~cut)
-        return credit
+        return together.own_part(credit, own), credit
 
     def tree_batches(self, rollouts: Rollouts, prompts: Prompts, credit: Credit) -> list[Micro]:
         """Cut a step's trees into forward passes, of rows that teach something. Neighbours stay together: they share
@@ -388,7 +408,9 @@ class Trainer:
             for batch in batches:
                 for name, value in self.update_once(rollouts, credit, batch).items():
                     totals.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in totals.items()} | {"learning_rate": self.peak_rates[0] * factor}
+        return {name: sum(values) / len(values) for name, values in totals.items()} | {
+            "learning_rate": self.peak_rates[0] * factor
+        }
 
     def update_once(self, rollouts: Rollouts, credit: Credit, batch: list[Micro]) -> dict[str, float]:
         """One gradient step over `batch`, whose micro-batches are parts of one loss."""
@@ -405,6 +427,7 @@ class Trainer:
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
                 self.accelerator.backward(loss * self.world)
             stats.append(numbers)
+        stats = together.everyone(stats)
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm or float("inf"))
         norm = float(norm)
         if norm == norm and norm != float("inf"):
@@ -423,7 +446,7 @@ class Trainer:
         micro: Micro,
         normalizer: Tensor,
         value_normalizer: Tensor | None,
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Number]]:
         """The loss of one micro-batch, and numbers about it."""
         method = self.method
         if rollouts.old_logprobs is None:  # one update a step: the old policy is this one
@@ -445,7 +468,8 @@ class Trainer:
             normalizer=normalizer,
             max_completion_length=self.config.max_completion_length,
         )
-        numbers = {"policy_loss": float(loss.detach())} | {k: float(v) for k, v in stats.items() if k != "tokens"}
+        tokens = int(stats.pop("tokens"))
+        numbers = {k: (float(v), tokens) for k, v in {"policy_loss": loss.detach(), **stats}.items()}
         if method.beta > 0 and method.kl_in == "loss":
             kl = losses.kl(scores.logprobs, micro.cut(rollouts.ref_logprobs), method.kl_estimator, loss_mask)
             penalty = losses.aggregate(kl, loss_mask, method.loss_type, normalizer, self.config.max_completion_length)
@@ -460,7 +484,9 @@ class Trainer:
                 normalizer=value_normalizer,
             )
             loss = loss + method.vf_coef * value_loss
-            numbers |= {"value_loss": float(value_loss.detach()), "value_clip_ratio": float(value_stats["clip_ratio"])}
+            states = int(value_stats["tokens"])
+            numbers |= {"value_loss": (float(value_loss.detach()), states)}
+            numbers |= {"value_clip_ratio": (float(value_stats["clip_ratio"]), states)}
         return loss, numbers
 
     def normalizer(self, mask: Tensor, batch: list[Micro], loss_type: LossType) -> Tensor:
@@ -478,7 +504,9 @@ class Trainer:
         old, mask = rollouts.logprobs, rollouts.mask
         ratio = losses.log_ratio(new, old, mask, method.importance_sampling_level, credit.segment_ids).exp()
         high = method.epsilon if method.epsilon_high is None else method.epsilon_high
-        clipped = ((ratio > 1 + high) & (credit.advantages > 0)) | ((ratio < 1 - method.epsilon) & (credit.advantages < 0))
+        clipped = ((ratio > 1 + high) & (credit.advantages > 0)) | (
+            (ratio < 1 - method.epsilon) & (credit.advantages < 0)
+        )
         digests, images = [], {}
         for example in examples:
             names = [image_digest(image) for image in example.get("images") or []]
@@ -497,8 +525,11 @@ class Trainer:
             clipped=clipped & credit.loss_mask,
         )
         self.recorder.rollouts(self.step, rows, images)
-        moved = losses.kl(new, old, "k3")[mask].nanmean()  # how far the step's updates moved the policy on its own tokens
-        return {"step_kl": float(moved), "record/failures": float(self.recorder.failures)}
+        moved = losses.kl(new, old, "k3")[mask]  # how far the step's updates moved the policy on its own tokens
+        moved = moved[~moved.isnan()]
+        parts = together.everyone([(float(moved.sum()), len(moved), self.recorder.failures)])
+        total, tokens, failures = (sum(column) for column in zip(*parts, strict=True))
+        return {"step_kl": total / tokens if tokens else float("nan"), "record/failures": float(failures)}
 
     def describe(self, rollouts: Rollouts, credit: Credit) -> dict[str, float]:
         """Numbers about what was sampled and credited."""
@@ -520,7 +551,9 @@ class Trainer:
             numbers["kl"] = float(losses.kl(rollouts.logprobs, rollouts.ref_logprobs, "k3")[mask].nanmean())
         if rollouts.old_logprobs is not None:
             # Sampler and learner are the same weights by two ways; what they differ by is rounding.
-            numbers["sampling_logp_difference"] = float((rollouts.old_logprobs - rollouts.sampled_logprobs)[mask].abs().max())
+            numbers["sampling_logp_difference"] = float(
+                (rollouts.old_logprobs - rollouts.sampled_logprobs)[mask].abs().max()
+            )
         if rollouts.values is not None and credit.value_mask is not None:
             numbers["explained_variance"] = float(
                 losses.explained_variance(rollouts.values, credit.returns, credit.value_mask)
@@ -531,16 +564,16 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Held-out accuracy, the work shared by the processes."""
         config = self.config
-        metrics = evaluate.evaluate(
+        return evaluate.evaluate(
             self.sampler, self.task, self.processor, self.reward_funcs, config.reward_weights, config.eval_size,
             config.num_generations_eval, shard=(self.rank, self.world), max_prompt_length=self.prompt_limit,
+            everyone=together.everyone,
         )  # fmt: skip
-        return self.averaged(metrics)
 
     # --- housekeeping -------------------------------------------------------------------------------------------
 
     def averaged(self, metrics: dict[str, float]) -> dict[str, float]:
-        """The mean over processes, name by name."""
+        """The mean over processes, name by name; the same names in each."""
         if self.world == 1:
             return metrics
         names = sorted(metrics)
@@ -602,15 +635,15 @@ class Clock:
         return time.perf_counter() - self.begin
 
 
-def merge(name: str, values: list[float]) -> float:
-    """One number from those of an update's micro-batches: parts of a loss add up, extremes stay, the rest averages."""
+def merge(name: str, numbers: list[Number]) -> float:
+    """One number from those of an update's micro-batches: parts of a loss add up, extremes stay, means weigh as much as
+    they have tokens."""
     if name.endswith("_loss"):
-        return sum(values)
-    if name.endswith("/max"):
-        return max(values)
-    if name.endswith("/min"):
-        return min(values)
-    return sum(values) / len(values)
+        return sum(value for value, _ in numbers)
+    numbers = [(value, tokens) for value, tokens in numbers if tokens] or [(value, 1) for value, _ in numbers]
+    if name.endswith(("/max", "/min")):
+        return (max if name.endswith("/max") else min)(value for value, _ in numbers)
+    return sum(value * tokens for value, tokens in numbers) / sum(tokens for _, tokens in numbers)
 
 
 def find_model(name: str) -> str:

@@ -53,7 +53,9 @@ class Rollouts:
     rewards: Tensor | None = None  #: float32 [B], outcome reward
     role_ids: Tensor | None = None  #: long [B, T], index into `ROLES`, -1 at padding
     well_formed: Tensor | None = None  #: bool [B], the structure tags are all there, once, in order
-    mc_values: Tensor | None = None  #: float32 [B, T], Monte Carlo value of the state before token t; NaN where none was sampled
+    mc_values: Tensor | None = (
+        None  #: float32 [B, T], Monte Carlo value of the state before token t; NaN where none was sampled
+    )
     mc_stderr: Tensor | None = None  #: float32 [B, T], its standard error
     node_ids: Tensor | None = None  #: long [B, T], node of `tree` that token t belongs to, -1 at padding
     tree: Tree | None = None  #: how the rows share their prefixes; shared by all rows

@@ -76,7 +76,9 @@ def test_completions_end_at_any_eos_and_never_hold_a_placeholder(loaded):
     sampler = sampler_of(model, processor, max_completion_length=40)
     rollouts = sampler.groups(Prompts.build(problems(family), processor, model.config), 8, (1, 1))
     eos = set(sampler.eos.tolist())
-    for ids, n, finished in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), rollouts.finished, strict=True):
+    for ids, n, finished in zip(
+        rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), rollouts.finished, strict=True
+    ):
         assert (ids[n - 1] in eos) == bool(finished)
         assert not eos & set(ids[: n - 1])
         assert not set(policy.suppressed_token_ids(model, processor)) & set(ids[:n])

@@ -31,7 +31,15 @@ def rollouts() -> Rollouts:
     )  # fmt: skip
 
 
-EXAMPLES = [{"prompt": [{"role": "user", "content": "?"}], "images": [Image.new("RGB", (3, 3), "red")], "answer": "3", "id": "x/1", "scene": {"n": 2}}]
+EXAMPLES = [
+    {
+        "prompt": [{"role": "user", "content": "?"}],
+        "images": [Image.new("RGB", (3, 3), "red")],
+        "answer": "3",
+        "id": "x/1",
+        "scene": {"n": 2},
+    }
+]
 
 
 def rows(algo=None, **kwargs) -> list[dict]:
@@ -76,7 +84,10 @@ def test_unassigned_credit_is_null_not_zero():
     assert row["advantages"][1] is None and row["advantages"][0] is not None and row["weights"] is None
 
 
-@pytest.mark.parametrize(("start", "end", "span"), [(0, 1, (0, 1)), (4, 6, (1, 2)), (12, 14, (2, 3)), (14, 15, (3, 4)), (99, 120, (5, 6)), (4, 4, (1, 2))])
+@pytest.mark.parametrize(
+    ("start", "end", "span"),
+    [(0, 1, (0, 1)), (4, 6, (1, 2)), (12, 14, (2, 3)), (14, 15, (3, 4)), (99, 120, (5, 6)), (4, 4, (1, 2))],
+)
 def test_token_span(start, end, span):
     assert token_span(PIECES[0], start, end) == span
 

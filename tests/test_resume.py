@@ -29,7 +29,9 @@ def command(model: Path, out: Path, *more: str) -> list[str]:
 
 def launch(*args, **kwargs) -> subprocess.Popen:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return subprocess.Popen(
+        command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -83,7 +85,9 @@ def test_sigkill_then_resume_is_bit_identical(model, straight, tmp_path):
     no_torn_file(out)
     mine, theirs = metrics(out), metrics(straight)
     assert mine.keys() == theirs.keys() and {step for step, _ in mine} == set(range(STEPS + 1))
-    different = [key for key in mine if mine[key] != theirs[key] and not (mine[key] != mine[key] and theirs[key] != theirs[key])]
+    different = [
+        key for key in mine if mine[key] != theirs[key] and not (mine[key] != mine[key] and theirs[key] != theirs[key])
+    ]
     assert not different
     for path in checkpoint.listed(straight / "checkpoints"):
         for name in ("model.safetensors", "critic.safetensors"):
@@ -108,12 +112,14 @@ def test_ctrl_c_ends_cleanly_and_saves(model, tmp_path):
 
 def test_a_failing_checkpoint_leaves_the_earlier_ones(model, tmp_path, monkeypatch):
     """No space left: a clear error, nothing torn, earlier results whole."""
+    from segpo_core.algos import GRPO
     from segpo_core.train import Trainer
     from tests.test_train import config_for
     from tests.toy import ToyTask
-    from segpo_core.algos import GRPO
 
-    trainer = Trainer(config_for(model, tmp_path / "run", GRPO(), max_steps=4, save_steps=1, save_total_limit=9), task=ToyTask())
+    trainer = Trainer(
+        config_for(model, tmp_path / "run", GRPO(), max_steps=4, save_steps=1, save_total_limit=9), task=ToyTask()
+    )
     save = torch.save
     calls = []
 

@@ -51,7 +51,15 @@ def test_one_step_on_every_family(family, algo, tmp_path):
     for row in rows:
         n = len(row["token_ids"])
         assert "".join(row["pieces"]) == row["text"] and len(row["pieces"]) == n
-        for column in ("sampled_logprobs", "entropy", "advantages", "segment_ids", "loss_mask", "new_logprobs", "ratio"):
+        for column in (
+            "sampled_logprobs",
+            "entropy",
+            "advantages",
+            "segment_ids",
+            "loss_mask",
+            "new_logprobs",
+            "ratio",
+        ):
             assert len(row[column]) == n, column
         assert row["segment_end"][-1] == n and row["segment_start"][0] == 0
         assert (row["values"] is None) == (algo.name == "grpo")
@@ -74,19 +82,30 @@ def test_the_ratio_is_exactly_one_before_the_first_update(llava, tmp_path):
     assert metrics["step_kl"] == 0.0
 
 
-@pytest.mark.parametrize("algo", [GRPO(), GRPO(loss_type="seq-mean-token-mean", beta=0.05), SAPO(), SAPO(critic="model")],
-                         ids=["grpo", "grpo-seq-kl", "sapo", "sapo-own-critic"])  # fmt: skip
+@pytest.mark.parametrize(
+    "algo",
+    [GRPO(), GRPO(loss_type="seq-mean-token-mean", beta=0.05), SAPO(), SAPO(critic="model")],
+    ids=["grpo", "grpo-seq-kl", "sapo", "sapo-own-critic"],
+)
 def test_the_update_does_not_depend_on_micro_batches(llava, tmp_path, algo):
     """METHODS, line 8: one pass of 12, or passes of 4 and 3 accumulated, give the same weights."""
     one = weights(trained(llava, tmp_path / "one", algo))
     for size in (4, 3):
-        many = trained(llava, tmp_path / f"by{size}", algo, per_device_train_batch_size=size, gradient_accumulation_steps=12 // size)
+        many = trained(
+            llava,
+            tmp_path / f"by{size}",
+            algo,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=12 // size,
+        )
         for name, value in weights(many).items():
             torch.testing.assert_close(value, one[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_several_updates_a_step(llava, tmp_path):
-    trainer = trained(llava, tmp_path / "run", SAPO(), per_device_train_batch_size=4, steps_per_generation=3, num_iterations=2)
+    trainer = trained(
+        llava, tmp_path / "run", SAPO(), per_device_train_batch_size=4, steps_per_generation=3, num_iterations=2
+    )
     metrics = {m["name"]: m["value"] for m in record.read_metrics(tmp_path / "run").to_pylist()}
     assert trainer.updates_per_step == 6
     assert metrics["ratio/max"] > 1 > metrics["ratio/min"]

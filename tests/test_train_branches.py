@@ -30,7 +30,7 @@ def assert_same(trainer: Trainer, other: dict[str, torch.Tensor]) -> None:
     up to whole steps."""
     for name, value in weights(trainer).items():
         if not name.endswith("k_proj.bias"):
-            torch.testing.assert_close(value, other[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(value, other[name], atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def metrics_of(run) -> dict[str, float]:

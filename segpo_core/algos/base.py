@@ -105,7 +105,7 @@ class Method(ABC):
         """Who earned what. Pure: it reads the rollouts and nothing else."""
 
     def reward_kl(self, rollouts: Rollouts) -> Tensor | None:
-        """float32 [B, T], the divergence that `beta` times over is taken off each token's reward; None when it enters elsewhere."""
+        """float32 [B, T], the divergence that, times `beta`, is taken off each token's reward; else None."""
         if self.kl_in != "reward" or self.beta == 0 or rollouts.ref_logprobs is None:
             return None
         return losses.kl(rollouts.logprobs, rollouts.ref_logprobs, self.kl_estimator)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from segpo_core.advantages import group_relative
-from segpo_core.algos.base import Method, rewards_of, evenly
+from segpo_core.algos.base import Method, evenly, rewards_of
 from segpo_core.segments import sequence_level
 from segpo_core.types import Credit, Rollouts
 

@@ -1,0 +1,77 @@
+"""Several processes, one batch.
+
+Each process samples, scores and updates with its own prompts. What looks at the whole batch (credit that is scaled or
+whitened over it, the numbers about a step) is computed from the rollouts of all processes, by each of them, so that a
+step is the same however many processes share it. With a single process nothing is copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from segpo_core.types import Credit, Rollouts, pad_rows
+
+#: What stands at padding, where it is not 0.
+_FILL = {"role_ids": -1, "node_ids": -1}
+
+
+def everyone(items: list) -> list:
+    """The items of all processes, in the order of their ranks. Every process must call it."""
+    return gather_object(items)
+
+
+def whole_batch(rollouts: Rollouts, first: int) -> Rollouts:
+    """The rollouts of all processes, groups numbered over all of them; `tree` is left out.
+
+    Args:
+        rollouts: this process's own.
+        first: number of its first prompt over all processes.
+    """
+    if PartialState().num_processes == 1:
+        return rollouts
+    device = rollouts.mask.device
+    own = replace(rollouts, group=rollouts.group + first, tree=None)
+    return _moved(joined(everyone([_moved(own, "cpu")])), device)
+
+
+def own_part(credit: Credit, rollouts: Rollouts) -> Credit:
+    """This process's rows of the whole batch's credit, padded as its own `rollouts` are."""
+    if PartialState().num_processes == 1:
+        return credit
+    begin = sum(everyone([len(rollouts)])[: PartialState().process_index])
+    rows, width = slice(begin, begin + len(rollouts)), rollouts.mask.shape[1]
+    parts = {item.name: getattr(credit, item.name) for item in fields(credit)}
+    return replace(credit, **{k: v[rows, :width] for k, v in parts.items() if isinstance(v, Tensor)})
+
+
+def joined(parts: list[Rollouts]) -> Rollouts:
+    """Rollouts one after the other, padded to the longest. What only some parts have measured is NaN in the others."""
+    width = max(part.mask.shape[1] for part in parts)
+
+    def column(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if name == "tree" or all(value is None for value in values):
+            return None
+        if isinstance(values[0], list):
+            return [item for value in values for item in value]
+        if isinstance(values[0], dict):
+            return {key: [item for value in values for item in value[key]] for key in values[0]}
+        for i, part in enumerate(parts):
+            if values[i] is None:
+                values[i] = torch.where(part.mask, torch.nan, 0.0)
+        if values[0].ndim == 1:
+            return torch.cat(values)
+        return pad_rows([row for value in values for row in value], _FILL.get(name, 0), width)
+
+    return Rollouts(**{item.name: column(item.name) for item in fields(Rollouts)})
+
+
+def _moved(rollouts: Rollouts, device: str | torch.device) -> Rollouts:
+    tensors = {item.name: getattr(rollouts, item.name) for item in fields(rollouts)}
+    return replace(rollouts, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
