@@ -19,7 +19,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 def telling(run: segviz.Run) -> tuple[int, int, int]:
-    """A finished completion of the last recorded step that reasons wrongly on what it saw rightly, most blamed first."""
+    """Of the last recorded step, the most blamed finished completion whose first error is in its reasoning."""
     rows = run.rollouts_at(run.steps[-1]).where(lambda r: r["error_kind"] == "reasoning" and r["finished"]).rows
     row = min(rows, key=lambda r: r["lowest"])
     return row["step"], row["group"], row["sample"]

@@ -155,6 +155,6 @@ def first_holders(node_ids: Tensor) -> Tensor:
     """True at the tokens of each node in the first row that holds it, bool [B, T]: every token of a tree once."""
     held = node_ids >= 0
     row = torch.arange(len(node_ids), device=node_ids.device)[:, None].expand_as(node_ids)
-    nodes = int(node_ids.max()) + 1
+    nodes = max(int(node_ids.max()) + 1, 1)  # without a node, room for none
     owner = row.new_full((nodes,), len(node_ids)).scatter_reduce(0, node_ids[held], row[held], "amin")
     return held & (owner[node_ids.clamp(min=0)] == row)

@@ -6,7 +6,9 @@ import argparse
 import errno
 import json
 import logging
+import os
 import sys
+import webbrowser
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,8 +87,13 @@ def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | Non
 
 def _train(argv: list[str]) -> int:
     directory = _run(parse_train(argv))
-    Console(stderr=True).print(f"recorded in {directory}; look at it with: segpo report {directory}", highlight=False)
+    _console().print(f"recorded in {directory}; look at it with: segpo report {directory}", highlight=False)
     return 0
+
+
+def _console() -> Console:
+    """Where a run is talked about: of several processes, only the first one speaks."""
+    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def _run(config: TrainConfig) -> Path:
@@ -94,23 +101,26 @@ def _run(config: TrainConfig) -> Path:
     from segpo_core.train import Trainer
 
     trainer = Trainer(config)
-    with Display(config.max_steps, config.algo.title) as display:
+    with Display(config.max_steps, config.algo.title, _console()) as display:
         trainer.on_step = display.update
         return trainer.run()
 
 
 def _demo(argv: list[str]) -> int:
-    """Train as configs/demo.yaml says, then write the report. `--no-app` ends there (the app is not part of it yet)."""
+    """Train as configs/demo.yaml says, write the report and show it. `--no-app` shows nothing."""
     from segpo_core.config import load_yaml
 
-    argv = [a for a in argv if a != "--no-app"]
+    show = "--no-app" not in argv and sys.stdout.isatty()
     defaults = load_yaml(ROOT / "configs" / "demo.yaml")
     defaults["output_dir"] = str(_fresh("runs/demo"))
-    config = parse_train(argv, "segpo demo", defaults)
+    config = parse_train([a for a in argv if a != "--no-app"], "segpo demo", defaults)
     console = Console(stderr=True)
     console.print(f"Training with {config.algo.title}; Ctrl-C ends after the step at hand. Run: {config.output_dir}")
     directory = _run(config)
-    return _report([str(directory)])
+    code = _report([str(directory)])
+    if show:
+        webbrowser.open((directory / "report.html").resolve().as_uri())
+    return code
 
 
 def _fresh(name: str) -> Path:

@@ -68,8 +68,8 @@ def pack(
         rollouts: with `node_ids`, rows in the order in which `branches.grow_tree` gives them.
         targets: bool [B, T], tokens whose log-probability is wanted.
         rows: long [b], b > 0.
-        max_slots: about the longest sequence; a tree that takes more is cut into several, which repeat what they
-            share. Default: what costs least (`best_slots`).
+        max_slots: longest sequence, where one row is not longer; a tree that takes more is cut into several, which
+            repeat what they share. Default: what costs least (`best_slots`).
 
     Raises:
         ValueError: the rows of a tree are not in depth-first order.
@@ -79,7 +79,9 @@ def pack(
     ids, node, mask = (x[rows, :width] for x in (rollouts.completion_ids, rollouts.node_ids, targets))
     column = torch.arange(width, device=node.device).expand_as(node)
     last = torch.where(mask, column, 0).amax(dim=1)  # a row needs what comes before its last target
-    sequence, groups = cut(node, last, rollouts.group[rows], prompts, max_slots or best_slots(model, prompts))
+    group = rollouts.group[rows]
+    longest = int(prompts.lengths[group.cpu()].max())
+    sequence, groups = cut(node, last, group, longest, max_slots or best_slots(model, prompts))
     new, slot, reach = layout(node, last, sequence)
 
     place = (sequence[:, None].expand_as(node)[new], slot[new])
@@ -118,17 +120,17 @@ def best_slots(model: nn.Module, prompts: Prompts) -> int:
     return int(prompt + (prompt**2 + 6 * hidden * prompt) ** 0.5)
 
 
-def cut(node: Tensor, last: Tensor, group: Tensor, prompts: Prompts, max_slots: int) -> tuple[Tensor, list[int]]:
+def cut(node: Tensor, last: Tensor, group: Tensor, prompt: int, max_slots: int) -> tuple[Tensor, list[int]]:
     """Which sequence each row goes to (long [b]), and the prompt of each sequence: neighbours fill one up to
-    `max_slots`. Arguments as `layout`, `group` long [b]."""
-    shared = (node[1:] == node[:-1]).cumprod(dim=1).sum(dim=1).tolist()
-    sequence, groups, used = [], [], 0
-    for i, (g, tokens) in enumerate(zip(group.tolist(), last.tolist(), strict=True)):
-        new = max(0, tokens - shared[i - 1]) if i else tokens
-        if i == 0 or g != groups[-1] or used + new > max_slots:
+    `max_slots`, of which the prompt takes `prompt`. Further arguments as `layout`; `group` long [b]."""
+    shared = [0, *(node[1:] == node[:-1]).cumprod(dim=1).sum(dim=1).tolist()]  # tokens that the row before has too
+    sequence, groups, used, placed = [], [], 0, 0  # `placed`: how many tokens of this row the sequence holds
+    for g, need, common in zip(group.tolist(), last.tolist(), shared, strict=True):
+        placed = min(placed, common)
+        if not groups or g != groups[-1] or used + max(0, need - placed) > max_slots:
             groups.append(g)
-            used, new = int(prompts.lengths[g]), tokens
-        used += new
+            used, placed = prompt, 0
+        used, placed = used + max(0, need - placed), max(placed, need)
         sequence.append(len(groups) - 1)
     return torch.tensor(sequence, device=node.device), groups
 

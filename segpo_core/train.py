@@ -23,7 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set
 from peft import PeftModel
 from torch import Tensor
 
-from segpo_core import checkpoint, evaluate, losses, together
+from segpo_core import checkpoint, evaluate, losses
 from segpo_core.algos.base import LossType
 from segpo_core.chains import RewardOf
 from segpo_core.config import TrainConfig
@@ -46,6 +46,7 @@ from segpo_core.rewards import load_reward
 from segpo_core.rows import rollout_rows
 from segpo_core.segments import TAGS, count, role_ids
 from segpo_core.tasks import load_task
+from segpo_core.together import everyone, own_part, whole_batch
 from segpo_core.types import Credit, Rollouts
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Trainer:
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError(
                 f"{self.accelerator.distributed_type.value} splits the weights over the processes, but sampling and "
-                "checkpoints here need them whole: launch with configs/accelerate/ddp.yaml, and for a large model use LoRA"
+                "checkpoints here need them whole: launch with configs/accelerate/ddp.yaml; for a large model, use LoRA"
             )
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prompts_per_step = config.prompts_per_step(self.world)
@@ -230,13 +231,18 @@ class Trainer:
             while self.step < config.max_steps and not stopping:
                 self.step += 1
                 metrics = self.train_step()
-                stopping = any(together.everyone([self.stopping]))  # Ctrl-C may reach processes in different steps
+                stopping = any(everyone([self.stopping]))  # Ctrl-C may reach processes in different steps
                 last = self.step == config.max_steps or stopping
                 if config.eval_steps and (self.step % config.eval_steps == 0 or last):
                     metrics |= self.evaluate()
                 self._publish(self.step, metrics)
                 if last or (config.save_steps and self.step % config.save_steps == 0):
                     self.save()
+        if self.world > 1:
+            # Let go of DDP before the processes part: where its reducer holds the group last, a process may wait for
+            # ever for a thread of gloo, which waits for Python.
+            self.wrapped = self.network
+            self.accelerator.free_memory()
         self.accelerator.end_training()
         return self.directory
 
@@ -272,12 +278,12 @@ class Trainer:
         if recorded:
             metrics |= self.record(rollouts, credit, micros, examples, first)
         clock.lap("record")
-        whole = together.whole_batch(rollouts, first)
+        whole = whole_batch(rollouts, first)
         metrics |= self.describe(whole, everything)
         times = {f"time/{name}": seconds for name, seconds in clock.laps.items()} | {"time/step": clock.total}
         metrics |= self.averaged(times)
         metrics["time/tokens_per_second"] = int(whole.mask.sum()) / metrics["time/step"]
-        computed = sum(together.everyone([computed]))
+        computed = sum(everyone([computed]))
         kept = max(1, int(everything.loss_mask.sum()))  # the cost of what is learnt from: all that was sampled
         metrics |= {"tokens_computed": computed, "tokens_computed_per_token_kept": computed / kept}
         self.last = rollouts, credit
@@ -318,7 +324,7 @@ class Trainer:
     def credit(self, own: Rollouts, first: int) -> tuple[Credit, Credit]:
         """The method's credit, less the tokens that the run leaves out of its loss: (of this process's own rollouts, of
         those of all processes)."""
-        rollouts = together.whole_batch(own, first)
+        rollouts = whole_batch(own, first)
         credit = self.method.credit(rollouts)
         if self.config.mask_truncated_completions:  # after the advantages: cut completions count in their group
             cut = rollouts.mask & ~rollouts.finished[:, None]
@@ -326,7 +332,7 @@ class Trainer:
                 last = rollouts.node_ids.gather(1, rollouts.lengths[:, None] - 1)
                 cut &= rollouts.node_ids == last
             credit = dataclasses.replace(credit, loss_mask=credit.loss_mask & ~cut)
-        return together.own_part(credit, own), credit
+        return own_part(credit, own), credit
 
     def tree_batches(self, rollouts: Rollouts, prompts: Prompts, credit: Credit) -> list[Micro]:
         """Cut a step's trees into forward passes, of rows that teach something. Neighbours stay together: they share
@@ -427,7 +433,7 @@ class Trainer:
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
                 self.accelerator.backward(loss * self.world)
             stats.append(numbers)
-        stats = together.everyone(stats)
+        stats = everyone(stats)
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm or float("inf"))
         norm = float(norm)
         if norm == norm and norm != float("inf"):
@@ -527,7 +533,7 @@ class Trainer:
         self.recorder.rollouts(self.step, rows, images)
         moved = losses.kl(new, old, "k3")[mask]  # how far the step's updates moved the policy on its own tokens
         moved = moved[~moved.isnan()]
-        parts = together.everyone([(float(moved.sum()), len(moved), self.recorder.failures)])
+        parts = everyone([(float(moved.sum()), len(moved), self.recorder.failures)])
         total, tokens, failures = (sum(column) for column in zip(*parts, strict=True))
         return {"step_kl": total / tokens if tokens else float("nan"), "record/failures": float(failures)}
 
@@ -567,7 +573,7 @@ class Trainer:
         return evaluate.evaluate(
             self.sampler, self.task, self.processor, self.reward_funcs, config.reward_weights, config.eval_size,
             config.num_generations_eval, shard=(self.rank, self.world), max_prompt_length=self.prompt_limit,
-            everyone=together.everyone,
+            everyone=everyone,
         )  # fmt: skip
 
     # --- housekeeping -------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ def data(tmp_path):
 def flags(model, out, *more) -> list[str]:
     return [
         "train", "--model-name-or-path", str(model), "--output-dir", str(out), "--max-steps", "1",
-        "--num-generations", "2", "--per-device-train-batch-size", "4", "--max-completion-length", "6", "--eval-steps", "0",
-        "--cpu", *map(str, more),
+        "--num-generations", "2", "--per-device-train-batch-size", "4", "--max-completion-length", "6",
+        "--eval-steps", "0", "--cpu", *map(str, more),
     ]  # fmt: skip
 
 

@@ -23,15 +23,16 @@ from segpo_core.types import Credit, Rollouts
 PIECES = ["<perception>", "?", "</perception>\n", "<think>", "so ", "?", "</think>\n", "<answer>ok</answer>"]
 T, PLACE = len(PIECES), (1, 5)  # tokens, and where A and B stand among them
 PROMPTS, SIZE = 2, 32  # groups, and completions in each
-STEPS, CRITIC_STEPS = 120, 40  # at most, two updates each; before these, a critic learns alone
+STEPS, CRITIC_STEPS = 120, 60  # at most, two updates each; before these, a critic learns alone
 WORDS = (("blue ", "red "), ("odd ", "even "))  # wrong and right, in the text
 
-CRITICS, UNSCALED = ("ppo", "sapo"), ("rloo", "vineppo", "spo_chain", "spo_tree", "sapo")
+#: Methods whose advantage is r − p itself, not that divided by a standard deviation.
+UNSCALED = ("rloo", "vineppo", "spo_chain", "spo_tree", "sapo")
 #: |advantage| of the irrelevant decision, as a share of the decisive one's: (lowest, highest) that is right.
-BY_SEGMENT = (0.0, 0.15)
-SHARE = {name: BY_SEGMENT for name in ("ppo", "sapo", "vineppo", "spo_chain", "spo_tree")} | {
-    name: (1 - 1e-5, 1 + 1e-5) for name in ("rloo", "grpo", "gspo")  # one segment: they cannot tell
-} | {"srpo": (math.exp(-1) - 1e-4, math.exp(-1) + 1e-4)}  # a contrast one nat above, by exp with tau = 1
+BY_SEGMENT, EQUAL = (0.0, 0.15), (1 - 1e-4, 1 + 1e-4)
+SHARE = dict.fromkeys(("ppo", "sapo", "vineppo", "spo_chain", "spo_tree"), BY_SEGMENT)
+SHARE |= dict.fromkeys(("rloo", "grpo", "gspo"), EQUAL)  # one segment: they cannot tell
+SHARE["srpo"] = (math.exp(-1) - 1e-4, math.exp(-1) + 1e-4)  # a contrast one nat above, by exp with tau = 1
 
 
 def methods(decisive: int) -> list[Method]:
@@ -44,11 +45,13 @@ def methods(decisive: int) -> list[Method]:
     ]  # fmt: skip
 
 
-CASES = [pytest.param(method, where, id=f"{method.name}-{'AB'[where]}") for where in (0, 1) for method in methods(where)]
+CASES = [
+    pytest.param(method, where, id=f"{method.name}-{'AB'[where]}") for where in (0, 1) for method in methods(where)
+]
 
 
 class Wrong:
-    """A method whose every segment gets the advantage of the next one: in the completion, after its last in the batch."""
+    """A method whose every segment gets the advantage of the next one in the batch."""
 
     def __init__(self, method: Method):
         self.method = method
@@ -119,7 +122,9 @@ class Toy:
         rollouts.mc_stderr = torch.zeros_like(rollouts.mc_values)
         if tree:
             first = torch.arange(rows) // leaves
-            rollouts.node_ids = torch.cat([first[:, None].expand(rows, 3), rows + torch.arange(rows)[:, None].expand(rows, T - 3)], 1)
+            rollouts.node_ids = torch.cat(
+                [first[:, None].expand(rows, 3), rows + torch.arange(rows)[:, None].expand(rows, T - 3)], 1
+            )
         # The image decides A, the perception decides B: what is decisive depends on it, by one nat.
         rollouts.perception_contrast, rollouts.reasoning_contrast = torch.zeros(2, rows, T).unbind(0)
         (rollouts.perception_contrast, rollouts.reasoning_contrast)[where][:, PLACE[where]] = 1.0
@@ -142,7 +147,10 @@ class Toy:
             loss = loss if policy else 0 * loss
             if credit.returns is not None:
                 clip = method.cliprange_value
-                loss = loss + losses.value_loss(self.values(right), rollouts.values, credit.returns, credit.value_mask, clip)[0]
+                loss = (
+                    loss
+                    + losses.value_loss(self.values(right), rollouts.values, credit.returns, credit.value_mask, clip)[0]
+                )
             assert loss.isfinite()
             self.optimizer.zero_grad()
             loss.backward()
@@ -191,7 +199,7 @@ def check(name: str, found: Outcome) -> None:
     low, high = SHARE[name]
     assert found.correlation > 0.9, "the decisive decision must get what it is owed"
     assert low <= found.share <= high, "the irrelevant decision gets the wrong share"
-    assert name not in UNSCALED or found.error < 0.12
+    assert name not in UNSCALED or found.error < 0.15
     assert found.chance > 0.95, "the best decision must be learnt"
     assert SHARE[name] != BY_SEGMENT or abs(found.other - 0.5) < 0.15, "there is nothing to learn in the other one"
 

@@ -51,9 +51,9 @@ def one_by_one(network: ActorCritic, prompts: Prompts, rollouts: Rollouts, targe
     return pad_rows(logprobs), pad_rows(entropy)
 
 
-def assert_same(network, prompts, rollouts, targets, rows, tokens=None):
+def assert_same(network, prompts, rollouts, targets, rows, max_slots=None):
     """Packed and one by one: values, and the gradients of a loss that weighs every target differently."""
-    packed = pack(network.model, prompts, rollouts, targets, rows)
+    packed = pack(network.model, prompts, rollouts, targets, rows, max_slots)
     assert packed.rows.equal(rows) and packed.mask.equal(targets[rows, : packed.mask.shape[1]])
     logprobs, entropy = packed_logprobs(network.model, network.head, packed, network.temperature)
     expected, expected_entropy = one_by_one(network, prompts, rollouts, targets, rows)
@@ -102,6 +102,18 @@ def test_a_tree_cut_into_several_passes_is_the_same_tree(family):
     own = first_holders(tree.node_ids)
     for rows in torch.arange(len(tree)).split(4):
         assert_same(network, prompts, tree, own, rows)
+
+
+def test_a_long_tree_is_cut_into_sequences(family):
+    model, processor, prompts, network = family
+    sampler = sampler_of(model, processor, temperature=0.8, max_completion_length=12)
+    tree = grow_tree(sampler, prompts, (3, 2), 4, (2, 1))
+    own, rows = first_holders(tree.node_ids), torch.arange(len(tree))
+    whole, least = (assert_same(network, prompts, tree, own, rows, slots) for slots in (10_000, 1))
+    assert len(whole.inputs["input_ids"]) == len(prompts) < len(least.inputs["input_ids"])
+    assert least.tokens > whole.tokens
+    for slots in (int(prompts.lengths.max()) + extra for extra in (11, 14, 17)):  # the longest row needs 11
+        assert pack(model, prompts, tree, own, rows, slots).inputs["input_ids"].shape[1] <= slots
 
 
 def test_no_target_at_all_gives_a_zero_loss_with_a_gradient(llama):
@@ -186,12 +198,15 @@ def forests(draw):
     return paths, group
 
 
-@given(forests(), st.integers(1, 3), st.integers(0, 2**32), st.sampled_from([0.2, 0.7, 1.0]))
+@given(
+    forests(), st.integers(1, 3), st.integers(0, 2**32), st.sampled_from([0.2, 0.7, 1.0]),
+    st.sampled_from([1, 20, 1000, None]),
+)  # fmt: skip
 @settings(max_examples=25, deadline=None)
-def test_any_tree_with_any_targets(llama, forest, size, seed, share):
+def test_any_tree_with_any_targets(llama, forest, size, seed, share, max_slots):
     _, _, prompts, network = llama
     rollouts = rollouts_of_tree(*forest, size=size)
     generator = torch.Generator().manual_seed(seed)
     targets = first_holders(rollouts.node_ids) & (torch.rand(rollouts.mask.shape, generator=generator) < share)
     rows = torch.randperm(len(rollouts), generator=generator)[: 1 + seed % len(rollouts)].sort().values
-    assert_same(network, prompts, rollouts, targets, rows)
+    assert_same(network, prompts, rollouts, targets, rows, max_slots)

@@ -153,6 +153,11 @@ def rewards_of(rollouts: Rollouts) -> Tensor:
     return rollouts.rewards
 
 
+def judged(rollouts: Rollouts) -> Tensor:
+    """bool [B, T]: tokens of completions that have a reward; NaN is no verdict."""
+    return rollouts.mask & ~rewards_of(rollouts).isnan()[:, None]
+
+
 def evenly(per_completion: Tensor, mask: Tensor) -> Tensor:
     """[B] to [B, T]: the same number at every real token, 0 at padding."""
     return torch.where(mask, per_completion[:, None], 0.0)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 
 from segpo_core.advantages import segment_gae, token_rewards, whiten
-from segpo_core.algos.base import CriticMethod, Level, rewards_of, values_of
+from segpo_core.algos.base import CriticMethod, Level, judged, rewards_of, values_of
 from segpo_core.segments import ends, entropy_topk, segment_sum, starts
 from segpo_core.types import Credit, Rollouts
 
@@ -40,21 +40,21 @@ class SAPO(CriticMethod):
 
     def credit(self, rollouts: Rollouts) -> Credit:
         """Eq. 6-7: GAE in which one step is one segment; every token of z_m gets Â_m."""
-        mask, values = rollouts.mask, values_of(rollouts)
+        mask, known, values = rollouts.mask, judged(rollouts), values_of(rollouts)
         z = entropy_topk(rollouts.entropy, mask, self.fraction)  # eq. 11
         r = token_rewards(rewards_of(rollouts), mask, kl=self.reward_kl(rollouts), kl_coef=self.beta)
         advantages, returns = segment_gae(r, values, z, self.gamma, self.lam, value_at=self.value_at)
         if self.whiten:
-            advantages = whiten(advantages, mask)
+            advantages = torch.where(known, whiten(advantages, known), advantages)
         if self.clamp is not None:
             advantages = advantages.clamp(-self.clamp, self.clamp)
         boundary = starts(z) if self.value_at == "start" else ends(z)  # eq. 10: the value loss lives here alone
         return Credit(
             advantages=advantages,
             segment_ids=z,
-            loss_mask=mask,
+            loss_mask=known,
             rule=f"ends at one of the {self.fraction:.0%} tokens of highest entropy",
             returns=returns,
-            value_mask=boundary,
+            value_mask=boundary & known,
             state_values=segment_sum(torch.where(boundary, values, 0), z),
         )

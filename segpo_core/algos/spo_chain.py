@@ -73,6 +73,6 @@ class SPOChain(ChainMethod):
         advantages = credit.advantages
         if self.whiten:
             advantages = torch.where(loss_mask, whiten(advantages, loss_mask), advantages)
-        kept = float(loss_mask.sum() / rollouts.mask.sum())
+        kept = float(loss_mask.sum() / rollouts.mask.sum().clamp(min=1))
         metrics = credit.metrics | {"tokens_in_loss": kept}
         return replace(credit, advantages=advantages, loss_mask=loss_mask, metrics=metrics)

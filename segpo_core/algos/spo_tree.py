@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from segpo_core.advantages import tree_advantages
 from segpo_core.algos.base import Method, rewards_of
@@ -87,8 +88,9 @@ class SPOTree(Method):
         tree, node = tree_of(judged, rollouts.group)
         values, errors, advantage = node_credit(tree.parent, leaf_rewards(node, r, len(tree.parent)), self.normalize)
 
-        at, up = node.clamp(min=0), tree.parent[node.clamp(min=0)].clamp(min=0)
-        assigned = torch.where(node >= 0, advantage[at], torch.nan)
+        # One more node, of -1, has no number: also where no tree has any other.
+        values, errors, advantages = (pad(x, (0, 1), value=torch.nan) for x in (values, errors, advantage))
+        assigned, up = advantages[node], pad(tree.parent, (0, 1), value=-1)[node]
         kept = first_holders(node) & (assigned != 0)
         kept &= probability_mask(rollouts.sampled_logprobs.exp(), mask, self.threshold)
         edges = tree.parent >= 0
@@ -98,8 +100,8 @@ class SPOTree(Method):
             segment_ids=roles(rollouts.node_ids, mask),
             loss_mask=kept,
             rule=f"the tree branches, every {self.segment_tokens} tokens",
-            state_values=torch.where(node >= 0, values[up], torch.nan).masked_fill(~mask, 0),
-            state_stderr=torch.where(node >= 0, errors[up], torch.nan).masked_fill(~mask, 0),
+            state_values=values[up].masked_fill(~mask, 0),
+            state_stderr=errors[up].masked_fill(~mask, 0),
             metrics={
                 "tree/edges": float(edges.sum()),
                 "tree/zero_advantage_edges": float((edges & (advantage == 0)).sum()),
