@@ -1,4 +1,4 @@
-"""The command line: `segpo train`, `demo`, `evaluate`, `report`, `warmup`."""
+"""The command line: `segpo train`, `demo`, `evaluate`, `credit`, `report`, `warmup`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a policy (settings from a YAML file and flags; `segpo train --help` lists them all)",
     "demo": "train the small embedded policy and write its report",
     "evaluate": "measure a model or a checkpoint on held-out problems",
+    "credit": "compute other methods' credit for a run's recorded rollouts",
     "report": "write one offline HTML file about a run",
     "warmup": "make the small embedded policy from nothing",
 }
@@ -97,8 +98,12 @@ def _console() -> Console:
 
 
 def _run(config: TrainConfig) -> Path:
+    from transformers.utils import logging as transformers_logging
+
     from segpo_core.progress import Display
     from segpo_core.train import Trainer
+
+    transformers_logging.disable_progress_bar()  # bars of its own for every file would break up ours
 
     trainer = Trainer(config)
     with Display(config.max_steps, config.algo.title, _console()) as display:
@@ -127,6 +132,27 @@ def _fresh(name: str) -> Path:
     """`name`, or, when that holds a run already, `name` with the time."""
     path = Path(name)
     return path if not path.exists() else Path(f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _credit(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="segpo credit",
+        description="Compute other methods' credit for a run's recorded rollouts; it is stored in RUN/credit.",
+    )
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("--method", required=True, help="names, with commas between them: grpo,rloo,sapo")
+    parser.add_argument("--steps", help="steps, with commas between them; default: all that were recorded")
+    args = parser.parse_args(argv)
+    steps = None if args.steps is None else args.steps.split(",")
+    if steps is not None and not all(step.strip().isdigit() for step in steps):
+        raise ValueError(f"--steps must be numbers with commas between them, not {args.steps!r}")
+
+    from segpo_core.offline import recompute
+
+    methods = list(dict.fromkeys(name.strip() for name in args.method.split(",")))
+    files = recompute(args.run, methods, steps and [int(step) for step in steps])
+    _console().print(f"wrote {len(files)} files in {Path(args.run) / 'credit'}", highlight=False)
+    return 0
 
 
 def _report(argv: list[str]) -> int:

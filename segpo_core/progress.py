@@ -52,7 +52,7 @@ class Display:
         self.bar.update(self.task, completed=step, numbers=numbers)
         held_out = "  ".join(f"{label} {metrics[name]:.0%}" for name, label in HELD_OUT if name in metrics)
         if held_out:
-            self.console.print(f"step {step:>4}  held-out problems right: {held_out}", highlight=False)
+            self.console.print(f"step {step:>4}  held-out problems right: {held_out}", highlight=False, soft_wrap=True)
         elif not self.console.is_terminal and time.monotonic() - self.last > self.every:
-            self.console.print(f"step {step:>4}/{self.total}  {numbers}", highlight=False)
+            self.console.print(f"step {step:>4}/{self.total}  {numbers}", highlight=False, soft_wrap=True)
             self.last = time.monotonic()

@@ -93,6 +93,18 @@ ROLLOUT_SCHEMA = pa.schema(
     metadata={"segpo_schema_version": str(SCHEMA_VERSION)},
 )
 
+#: What one method says about the rollouts of a step, afterwards (see offline.py).
+CREDIT_SCHEMA = pa.schema(
+    [
+        ROLLOUT_SCHEMA.field(name)
+        for name in (
+            "step", "group", "sample", "method", "advantages", "weights", "loss_mask", "segment_ids", "segment_start",
+            "segment_end", "segment_advantage", "segment_value", "segment_stderr", "segment_rule",
+        )
+    ],
+    metadata=ROLLOUT_SCHEMA.metadata,
+)  # fmt: skip
+
 METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
 
 
@@ -246,16 +258,36 @@ def read_rollouts(
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
+def read_credit(
+    directory: str | Path, methods: Iterable[str] | None = None, steps: Iterable[int] | None = None
+) -> pa.Table:
+    """Credit that was computed for recorded rollouts (see offline.py), as one table of `CREDIT_SCHEMA`.
+
+    Args:
+        methods: names; None: all that are there.
+        steps: None: all that are there.
+    """
+    there = sorted(path.name for path in (Path(directory) / "credit").glob("*/"))
+    wanted = None if steps is None else set(steps)
+    tables = [
+        pq.read_table(path, schema=CREDIT_SCHEMA)
+        for method in (there if methods is None else methods)
+        for path in _files(directory, f"credit/{method}")
+        if wanted is None or int(path.name[5:11]) in wanted
+    ]
+    return pa.concat_tables(tables) if tables else CREDIT_SCHEMA.empty_table()
+
+
 def forget_after(directory: str | Path, step: int) -> None:
-    """Remove metrics and rollouts of later steps: a run that goes on from `step` makes them again."""
-    for kind in ("metrics", "rollouts"):
+    """Remove metrics, rollouts and credit of later steps: a run that goes on from `step` makes them again."""
+    for kind in ("metrics", "rollouts", "credit/*"):
         for path in _files(directory, kind):
             if int(path.name[5:11]) > step:
                 path.unlink()
 
 
 def _files(directory: str | Path, kind: str) -> Iterator[Path]:
-    yield from sorted((Path(directory) / kind).glob("step-*.parquet"))
+    yield from sorted(Path(directory).glob(f"{kind}/step-*.parquet"))
 
 
 def _version(package: str) -> str | None:

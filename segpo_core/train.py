@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import signal
 import threading
@@ -243,6 +244,7 @@ class Trainer:
             # ever for a thread of gloo, which waits for Python.
             self.wrapped = self.network
             self.accelerator.free_memory()
+            gc.collect()
         self.accelerator.end_training()
         return self.directory
 
@@ -326,12 +328,8 @@ class Trainer:
         those of all processes)."""
         rollouts = whole_batch(own, first)
         credit = self.method.credit(rollouts)
-        if self.config.mask_truncated_completions:  # after the advantages: cut completions count in their group
-            cut = rollouts.mask & ~rollouts.finished[:, None]
-            if rollouts.node_ids is not None:  # what leads to other leaves stays
-                last = rollouts.node_ids.gather(1, rollouts.lengths[:, None] - 1)
-                cut &= rollouts.node_ids == last
-            credit = dataclasses.replace(credit, loss_mask=credit.loss_mask & ~cut)
+        if self.config.mask_truncated_completions:
+            credit = without_cut(credit, rollouts)
         return own_part(credit, own), credit
 
     def tree_batches(self, rollouts: Rollouts, prompts: Prompts, credit: Credit) -> list[Micro]:
@@ -639,6 +637,15 @@ class Clock:
     @property
     def total(self) -> float:
         return time.perf_counter() - self.begin
+
+
+def without_cut(credit: Credit, rollouts: Rollouts) -> Credit:
+    """The credit, with completions that were cut left out of the loss. Their advantages stay: they count in their
+    group. Of a tree's leaf, only what leads to no other leaf is left out."""
+    cut = rollouts.mask & ~rollouts.finished[:, None]
+    if rollouts.node_ids is not None:
+        cut &= rollouts.node_ids == rollouts.node_ids.gather(1, rollouts.lengths[:, None] - 1)
+    return dataclasses.replace(credit, loss_mask=credit.loss_mask & ~cut)
 
 
 def merge(name: str, numbers: list[Number]) -> float:

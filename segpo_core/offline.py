@@ -1,0 +1,214 @@
+"""Credit of other methods for rollouts that were recorded: the same completions, judged again, side by side.
+
+    RUN/credit/<method>/step-000012.parquet     columns as `record.CREDIT_SCHEMA`
+
+What a method needs and the record lacks (sampled values, contrasts, a critic's values) is measured with the run's
+newest checkpoint: for an early step that is a later policy than the one that sampled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from segpo_core import checkpoint, evaluate, record
+from segpo_core.algos import METHODS, Method, SPOTree
+from segpo_core.algos.vineppo import ChainMethod
+from segpo_core.config import TrainConfig, from_dict, method_class
+from segpo_core.contrasts import contrasts
+from segpo_core.critic import ActorCritic, score
+from segpo_core.generate import Sampler
+from segpo_core.inputs import Prompts
+from segpo_core.policy import eos_token_ids, get_tokenizer, load_model, load_processor, suppressed_token_ids
+from segpo_core.rewards import load_reward
+from segpo_core.rows import rollout_rows, rollouts_from_rows
+from segpo_core.tasks import load_task
+from segpo_core.train import find_model, without_cut
+from segpo_core.types import Rollouts
+
+
+def recompute(directory: str | Path, methods: Sequence[str], steps: Sequence[int] | None = None) -> list[Path]:
+    """Compute and store the credit that methods give recorded rollouts. Returns the files, method by method.
+
+    The run's own method has the settings of the run, any other its defaults.
+
+    Args:
+        directory: the run.
+        methods: names, as in `segpo train --method`.
+        steps: which; None: all that were recorded.
+
+    Raises:
+        ValueError: no run, an unknown method, a step that was not recorded, or a method that cannot be computed here
+            (those that can are named); nothing was written then.
+    """
+    run = Run(Path(directory))
+    chosen = [run.method(name) for name in methods]
+    there = record.rollout_steps(directory)
+    steps = there if steps is None else list(steps)
+    missing = [step for step in steps if step not in there]
+    if missing or not there:
+        raise ValueError(f"{directory} has no rollouts of step {missing[0] if missing else 1}; recorded: {there}")
+    for method in chosen:
+        run.check(method, steps[0])
+    return [run.write(method, step) for method in chosen for step in steps]
+
+
+@dataclass
+class Run:
+    """A recorded run."""
+
+    directory: Path
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        return from_dict(record.read_manifest(self.directory)["config"], str(self.directory / "run.json"))
+
+    def method(self, name: str) -> Method:
+        """The run's own method as it was set, any other with its defaults."""
+        return self.config.algo if name == self.config.method else method_class(name)()
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """The recorded rows of a step, in order."""
+        return sorted(record.read_rollouts(self.directory, [step]).to_pylist(), key=lambda r: (r["group"], r["sample"]))
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest one, if there is any."""
+        found = checkpoint.listed(self.directory / "checkpoints")
+        return found[-1] if found else None
+
+    def missing(self, method: Method, rollouts: Rollouts) -> tuple[bool, bool, bool]:
+        """What the method reads and the record lacks: (a critic's values, sampled values, contrasts). The latter two
+        serve the method alone that measured them: where, and how, is a matter of its settings."""
+        own = method.name == self.config.method
+        values = method.uses_critic and rollouts.values is None
+        chains = isinstance(method, ChainMethod) and not (own and rollouts.mc_values is not None)
+        return values, chains, method.uses_contrasts and not (own and rollouts.reasoning_contrast is not None)
+
+    def obstacle(self, method: Method, rollouts: Rollouts) -> str | None:
+        """Why the method cannot be computed, None where it can."""
+        values, chains, roles = self.missing(method, rollouts)
+        if isinstance(method, SPOTree) and rollouts.node_ids is None:
+            return "its values are those of a tree, and these completions were sampled one by one"
+        if values and (self.checkpoint is None or not (self.checkpoint / "critic.safetensors").exists()):
+            return "it needs a critic's values, and this run has no critic"
+        if (chains or roles) and self.checkpoint is None:
+            return "it needs the policy, and this run has no checkpoint"
+        return None
+
+    def check(self, method: Method, step: int) -> None:
+        """Raise ValueError where the method cannot be computed."""
+        rollouts = rollouts_from_rows(self.rows(step))
+        why = self.obstacle(method, rollouts)
+        if why is not None:
+            names = ", ".join(name for name in METHODS if self.obstacle(self.method(name), rollouts) is None)
+            raise ValueError(f"{method.title} cannot be computed for {self.directory}: {why}; these can: {names}")
+
+    def write(self, method: Method, step: int) -> Path:
+        """Compute and store the credit of one step."""
+        rows = self.rows(step)
+        rollouts, examples = rollouts_from_rows(rows), self.examples(rows)
+        self.measure(method, rollouts, examples, step, rows[0]["group"])
+        credit = method.credit(rollouts)
+        if self.config.mask_truncated_completions:
+            credit = without_cut(credit, rollouts)
+        made = rollout_rows(rollouts, credit, examples, [[]] * len(examples), step=step, method=method.name)
+        ids = [{name: row[name] for name in ("group", "sample")} for row in rows]
+        table = pa.Table.from_pylist(
+            [new | own for new, own in zip(made, ids, strict=True)], schema=record.CREDIT_SCHEMA
+        )
+        path = self.directory / "credit" / method.name / f"{record.step_name(step)}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record.write_atomic(path, record.table_bytes(table))
+        return path
+
+    def examples(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The problems of a step, as the task gave them; `answer` is text."""
+        first = {row["group"]: row for row in reversed(rows)}
+        images = self.directory / "images"
+        return [
+            {
+                "prompt": json.loads(row["prompt"]),
+                "images": [Image.open(images / f"{name}.png").convert("RGB") for name in row["images"]],
+                "answer": row["answer"],
+                "id": row["example_id"],
+                **json.loads(row["columns"]),
+            }
+            for _, row in sorted(first.items())
+        ]
+
+    def measure(self, method: Method, rollouts: Rollouts, examples: list[dict], step: int, first: int) -> None:
+        """Fill in what the method reads and the record lacks."""
+        values, chains, roles = self.missing(method, rollouts)
+        if not (values or chains or roles):
+            return
+        stream = (self.config.seed, step)
+        network, processor, sampler = self.policy
+        prompts = Prompts.build(examples, processor, network.model.config, self.config.max_prompt_length)
+        if values:
+            rollouts.values = self.values(rollouts, prompts)
+        if chains:
+            method.estimate(sampler, prompts, rollouts, self.reward_of(examples), stream, first)
+        if roles:
+            # The record's log-probabilities are the old policy's: both sides of a contrast come from this one.
+            old, rollouts.old_logprobs = rollouts.old_logprobs, None
+            rollouts.perception_contrast, rollouts.reasoning_contrast = contrasts(
+                network, examples, prompts, rollouts, processor, method.corruption, stream, first,
+                self.config.per_device_train_batch_size, method.tags,
+            )  # fmt: skip
+            rollouts.old_logprobs = old
+
+    def values(self, rollouts: Rollouts, prompts: Prompts) -> Tensor:
+        """float32 [B, T], the critic's."""
+        parts = []
+        for rows in torch.arange(len(rollouts)).split(self.config.per_device_train_batch_size):
+            batch = prompts.batch(rollouts.group[rows])
+            parts.append(score(self.policy[0], batch, rollouts.completion_ids[rows], rollouts.mask[rows]).values)
+        return torch.cat(parts)
+
+    def reward_of(self, examples: list[dict]):
+        """The run's rewards of further texts, for `Method.estimate`."""
+
+        def rewards(groups: list[int], texts: list[str]) -> list[float]:
+            total, _ = evaluate.reward_texts(self.reward_funcs, self.config.reward_weights, examples, groups, texts)
+            return [float("nan") if value is None else value for value in total]
+
+        return rewards
+
+    @cached_property
+    def reward_funcs(self) -> list:
+        config = self.config
+        if config.reward_funcs:
+            return [load_reward(spec) for spec in config.reward_funcs]
+        return load_task(config.dataset, **config.dataset_args).reward_funcs
+
+    @cached_property
+    def policy(self) -> tuple[ActorCritic, Any, Sampler]:
+        """The newest checkpoint: the policy with the critic that the run had, its processor, a sampler."""
+        config, newest = self.config, self.checkpoint
+        source, dtype = find_model(config.model_name_or_path), getattr(torch, config.dtype)
+        model = load_model(source if config.use_peft else newest, dtype)
+        if config.use_peft:
+            model = PeftModel.from_pretrained(model, newest).eval()
+        processor = load_processor(newest)
+        suppressed = suppressed_token_ids(model, processor)
+        critic = getattr(config.algo, "critic", None)
+        network = ActorCritic(model, suppressed, config.temperature, critic)
+        if critic:
+            network.load_state_dict(load_file(newest / "critic.safetensors"), strict=False)
+        sampler = Sampler(
+            model, get_tokenizer(processor), eos_token_ids(model, processor), suppressed,
+            config.temperature, config.max_completion_length,
+        )  # fmt: skip
+        return network, processor, sampler
