@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from segpo_core.record import SchemaError
 from segviz.board import board
+from segviz.page import together
 from segviz.report import report
 from segviz.ribbon import ribbon
 from segviz.run import Rollout, Run, open  # noqa: A004
@@ -24,4 +25,4 @@ try:
 except PackageNotFoundError:  # imported from a source tree that was not installed
     __version__ = "0+source"
 
-__all__ = ["Rollout", "Run", "SchemaError", "View", "board", "open", "report", "ribbon"]
+__all__ = ["Rollout", "Run", "SchemaError", "View", "board", "open", "report", "ribbon", "together"]

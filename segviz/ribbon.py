@@ -50,6 +50,7 @@ def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
     limit = symmetric_limit(rollout.column("advantages") or [], _trained(rollout))
     return {
         "kind": "ribbon",
+        "key": key_of(row),
         "title": title,
         "where": where(rollout),
         "method": method_label(row.get("method")),
@@ -64,6 +65,11 @@ def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
         "notices": _notices(rollout),
         "pack": pack(_columns(rollout), "".join(rollout.pieces)),
     }
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """`step/group/sample`: what links the views of one rollout."""
+    return "/".join("" if row.get(name) is None else str(row[name]) for name in ("step", "group", "sample"))
 
 
 def where(rollout: Rollout) -> str:

@@ -97,13 +97,32 @@ def rgba(size: int) -> str:
     return f"rgba({red},{green},{blue},{alpha(abs(size))})" if size else "transparent"
 
 
+#: Parts of the style sheet and of the one ES module, in the order in which they are joined.
+STYLES = ("base.css",)
+SCRIPTS = (
+    "base.js", "tokens.js", "ribbon.js", "stairs.js", "board.js", "report.js",
+    "main.js",
+)  # fmt: skip
+
+#: Where a host says which of the two it is; elsewhere the system decides.
+_LIGHT_HOSTS = '[data-jp-theme-light="true"] .segviz,[data-segviz-theme="light"] .segviz,.vscode-light .segviz'
+_DARK_HOSTS = '[data-jp-theme-light="false"] .segviz,[data-segviz-theme="dark"] .segviz,.vscode-dark .segviz'
+
+
+def script() -> str:
+    """The whole ES module, which exports `render`."""
+    return "\n".join(static(name) for name in SCRIPTS)
+
+
 def css() -> str:
-    """The whole style sheet: variables for light and dark, the shades, then `static/segviz.css`."""
+    """The whole style sheet: variables for light and dark, the shades, then the files of `STYLES`."""
     light = "".join(f"--{name}:{pair[0]};" for name, pair in PALETTE.items())
     dark = "".join(f"--{name}:{pair[1]};" for name, pair in PALETTE.items())
     rules = [
         f".segviz{{color-scheme:light;{light}}}",
         f"@media (prefers-color-scheme:dark){{.segviz{{color-scheme:dark;{dark}}}}}",
+        f"{_LIGHT_HOSTS}{{color-scheme:light;{light}}}",
+        f"{_DARK_HOSTS}{{color-scheme:dark;{dark}}}",
     ]
     for size in _sizes():
         thick = bar(size)
@@ -118,7 +137,7 @@ def css() -> str:
             f".segviz [data-l=s{size}]{{background-color:rgba({red},{green},{blue},{alpha(size)});"
             f"box-shadow:inset 0 {-thick}px var(--seq)}}"
         )
-    return "\n".join(rules) + "\n" + static("segviz.css")
+    return "\n".join([*rules, *(static(name) for name in STYLES)])
 
 
 def static(name: str) -> str:

@@ -13,11 +13,14 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segviz.theme import css, static
+from segviz.theme import css, script
+
+if TYPE_CHECKING:
+    from segviz.widget import ViewWidget
 
 _BOOT = """
 const el = document.getElementById("segviz");
@@ -27,22 +30,22 @@ render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent
 
 @dataclass(frozen=True)
 class View:
-    """Something to look at. The browser draws `data` with static/segviz.js; `fallback` is for places without scripts.
+    """Something to look at. Scripts in static/ draw `data` in a browser; `fallback` is for places without scripts.
 
     The script exports `render({model, el, data})`, so a notebook widget can show the same data with the same code.
     """
 
-    kind: str  #: what `data` is: "ribbon", "board" or "report"
+    kind: str  #: what draws it: "ribbon", "board", … (see static/main.js)
     title: str
     data: Mapping[str, Any] = field(repr=False)  #: JSON-able
     fallback: str = field(default="", repr=False)  #: static HTML, escaped, styles inline
 
     def html(self) -> str:
         """A whole page that works offline: script, style and data are in it, and it may fetch nothing."""
-        style, script = css(), static("segviz.js") + _BOOT
+        style, code = css(), script() + _BOOT
         # only these very bytes may run: a model's text that got out of its place would still be inert
         policy = (
-            f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+            f"default-src 'none'; script-src '{_digest(code)}'; style-src '{_digest(style)}'; "
             "img-src data:; base-uri 'none'; form-action 'none'"
         )
         return (
@@ -53,7 +56,7 @@ class View:
             '<main id="segviz"><noscript>This page draws itself from data in this file and needs JavaScript. '
             "It loads nothing from elsewhere.</noscript></main>\n"
             f'<script type="application/json" id="segviz-data">{script_json(self.data)}</script>\n'
-            f'<script type="module">{script}</script>\n</body>\n</html>\n'
+            f'<script type="module">{code}</script>\n</body>\n</html>\n'
         )
 
     def save(self, path: str | Path) -> Path:
@@ -62,17 +65,37 @@ class View:
         Raises:
             OSError: the place cannot be written.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(self.html().encode("utf-8"))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_whole(Path(path), self.html().encode("utf-8"))
+
+    def widget(self) -> ViewWidget:
+        """A live notebook widget of this view; see segviz/widget.py."""
+        from segviz.widget import ViewWidget  # anywidget takes a while to import, and pages need none of it
+
+        return ViewWidget(self)
 
     def _repr_html_(self) -> str:
         return self.fallback or f"<p>{escape(self.title)}</p>"
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The widget, and static HTML for where none runs: GitHub, nbconvert, a notebook that is not trusted."""
+        bundle = self.widget()._repr_mimebundle_()
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        return {"text/plain": repr(self), **data, "text/html": self._repr_html_()}, metadata
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def escape(text: Any) -> str:
@@ -87,10 +110,15 @@ def tidy(text: str) -> str:
 
 def script_json(data: Any) -> str:
     """JSON that may stand inside a script element: no `<`, `>` or `&`, nothing that is not a number."""
-    text = tidy(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    text = plain_json(data)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
+
+
+def plain_json(data: Any) -> str:
+    """Compact JSON without what JSON has no word for: null for NaN and infinities, U+FFFD for lone surrogates."""
+    return tidy(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
 
 
 def pack(columns: Mapping[str, np.ndarray], text: str = "") -> dict[str, Any]:

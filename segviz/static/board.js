@@ -1,0 +1,155 @@
+// --- the board --------------------------------------------------------------------------------------------------
+
+const DASHES = ["", "7 4", "2 3", "9 3 2 3", ""];
+
+async function drawBoardPage(data, bus) {
+  return h("div", { class: "page" }, h("h1", {}, data.title), drawBoard(data, bus));
+}
+
+function drawBoard(data, bus) {
+  const root = h("div", { class: "board" });
+  if (data.empty) return h("p", { class: "notice" }, data.empty);
+  if (data.groups.length > 1 || data.groups.some((g) => g.runs > 1)) {
+    root.append(h("p", { class: "quiet" }, data.groups.map((g) => `${g.label}: ${g.runs} run${g.runs > 1 ? "s" : ""}`).join(" · "),
+      data.groups.some((g) => g.runs > 1) ? ". Line: mean over runs; band: lowest to highest." : ""));
+  }
+  const big = data.charts.filter((c) => c.share), small = data.charts.filter((c) => !c.share);
+  const sync = [];
+  if (big.length) root.append(h("div", { class: `charts big${big.some((c) => c.panels) ? " panels" : ""}` }, big.map((c) => drawChart(c, sync))));
+  if (small.length) root.append(h("div", { class: "charts" }, small.map((c) => drawChart(c, sync))));
+  if (data.other.length) {
+    const holder = h("div", { class: "charts" });
+    root.append(h("details", { ontoggle: () => { if (!holder.childElementCount) holder.append(...data.other.map((c) => drawChart(c, sync))); } },
+      h("summary", {}, `All other metrics (${data.other.length})`), holder));
+  }
+  return root;
+}
+
+function drawChart(chart, sync) {
+  const panels = chart.panels ? [...new Set(chart.lines.map((l) => l.panel))] : [""];
+  return h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, visible(chart.title)), chart.hint ? h("span", {}, ` ${chart.hint}`) : null),
+    h("div", { class: "row" }, panels.map((panel) => drawPanel(chart, panel, chart.panels ? chart.lines.filter((l) => l.panel === panel) : chart.lines, sync))));
+}
+
+/** A line with its neighbours' mean, where it has many points: { y, wide }. */
+function smooth(line) {
+  const n = line.y.length;
+  if (n <= 60 || line.low) return null;
+  const wide = Math.max(5, Math.round(n / 25)) | 1, reach = wide >> 1, y = [];
+  for (let i = 0; i < n; i++) {
+    const part = line.y.slice(Math.max(0, i - reach), i + reach + 1);
+    y.push(part.reduce((a, b) => a + b, 0) / part.length);
+  }
+  return { y, wide };
+}
+
+function drawPanel(chart, panel, lines, sync) {
+  const marks = ["●", "■", "▲", "◆", "●"];
+  const readings = lines.map(() => h("b", {}));
+  const single = !lines[0].label;  // one run, one metric: the title says what it is
+  const legend = h("div", { class: "lines" }, lines.map((line, i) => h("span", {},
+    single ? null : [glyph(line.style, marks), visible(line.label), " "], readings[i])), h("span", { class: "at" }));
+  const at = legend.querySelector(".at"), box = h("div", { class: "plot" });
+  const root = h("div", { class: "panel" }, panel ? h("p", { class: "panelname" }, panel) : null, legend, box);
+  const steps = [...new Set(lines.flatMap((l) => l.x))].sort((a, b) => a - b);
+  const smoothed = lines.map(smooth);
+  let put = () => {};
+
+  const show = (step) => {
+    lines.forEach((line, i) => {
+      const y = step === null ? line.y.at(-1) : nearest(line, step);
+      readings[i].textContent = y === null ? "–" : chart.share ? `${(100 * y).toFixed(1)} %` : num(y, 4);
+    });
+    const window_ = smoothed.find(Boolean);
+    at.textContent = step === null ? (single ? ` at step ${lines[0].x.at(-1)}` : "") + (window_ ? ` · thick: mean of ${window_.wide}` : "") : ` at step ${step}`;
+    put(step);
+  };
+  sync.push(show);
+  const everywhere = (step) => sync.forEach((f) => f(step));
+
+  onWidth(box, (width) => {
+    const height = chart.share ? 190 : 130, left = 46, right = 12, top = 8, bottom = 22;
+    let low = Infinity, high = -Infinity;
+    for (const l of lines) for (const list of [l.y, l.low ?? [], l.high ?? []]) for (const y of list) { low = Math.min(low, y); high = Math.max(high, y); }
+    if (chart.share) [low, high] = [0, 1];
+    else if (low > 0 && low < 0.5 * high) low = 0;
+    if (high === low) [low, high] = [low - (Math.abs(low) * 0.1 || 1), high + (Math.abs(high) * 0.1 || 1)];
+    const [x0, x1] = [steps[0], Math.max(steps.at(-1), steps[0] + 1)];
+    const X = (x) => left + ((width - left - right) * (x - x0)) / (x1 - x0);
+    const Y = (y) => top + (height - top - bottom) * (1 - (y - low) / (high - low));
+    const svg = s("svg", { width, height, tabindex: 0, role: "img", "aria-label": chartWords(chart, panel, lines) });
+    for (const y of ticks(low, high, chart.share ? 4 : 3)) {
+      svg.append(s("line", { x1: left, x2: width - right, y1: Y(y), y2: Y(y), class: "grid" }),
+        s("text", { x: left - 7, y: Y(y) + 4, class: "tick end" }, chart.share ? `${Math.round(100 * y)} %` : num(y)));
+    }
+    const across = ticks(x0, x1, Math.max(3, Math.floor(width / 90))).filter(Number.isInteger);
+    across.forEach((x) => svg.append(s("text", { x: X(x), y: height - 5, class: X(x) > width - 24 ? "tick end" : X(x) < left + 8 ? "tick" : "tick mid" }, num(x, 6))));
+    lines.forEach((l, i) => {
+      const path = (ys) => l.x.map((x, j) => `${j ? "L" : "M"}${X(x).toFixed(1)} ${Y(ys[j]).toFixed(1)}`).join("");
+      if (l.low) {
+        const back = l.x.map((x, j) => `L${X(x).toFixed(1)} ${Y(l.low[j]).toFixed(1)}`).reverse().join("");
+        svg.append(s("path", { d: `${path(l.high)}${back}Z`, class: `band c${l.style % 5}` }));
+      }
+      const soft = smoothed[i];
+      if (soft) svg.append(s("path", { d: path(l.y), class: `raw c${l.style % 5}` }));
+      svg.append(s("path", { d: path(soft ? soft.y : l.y), class: `curve c${l.style % 5}`, "stroke-dasharray": DASHES[l.style % 5] || null }));
+      const every = Math.max(1, Math.ceil(l.x.length / 12)), ys = soft ? soft.y : l.y;
+      if (!single) for (let j = (l.x.length - 1) % every; j < l.x.length; j += every) svg.append(marker(l.style, X(l.x[j]), Y(ys[j])));
+      else if (l.x.length === 1) svg.append(marker(l.style, X(l.x[0]), Y(ys[0])));
+    });
+    const cursor = s("line", { y1: top, y2: height - bottom, class: "cursor" }), dots = s("g", {});
+    svg.append(cursor, dots);
+    let place = steps.length - 1;
+    put = (step) => {
+      cursor.style.display = step === null || step < x0 || step > x1 ? "none" : "";
+      if (step === null) return dots.replaceChildren();
+      place = steps.reduce((best, x, i) => (Math.abs(x - step) < Math.abs(steps[best] - step) ? i : best), 0);
+      cursor.setAttribute("x1", X(step));
+      cursor.setAttribute("x2", X(step));
+      dots.replaceChildren(...lines.filter((l) => nearest(l, step) !== null).map((l) => s("circle", { cx: X(step), cy: Y(nearest(l, step)), r: 3.5, class: `spot c${l.style % 5}` })));
+    };
+    put(null);
+    svg.addEventListener("pointermove", (event) => {
+      const x = x0 + ((event.clientX - svg.getBoundingClientRect().left - left) * (x1 - x0)) / (width - left - right);
+      everywhere(steps.reduce((best, y) => (Math.abs(y - x) < Math.abs(best - x) ? y : best), steps[0]));
+    });
+    svg.addEventListener("pointerleave", () => everywhere(null));
+    svg.addEventListener("blur", () => everywhere(null));
+    svg.addEventListener("keydown", (event) => {
+      const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!way) return;
+      event.preventDefault();
+      everywhere(steps[clamp(place + way, 0, steps.length - 1)]);
+    });
+    box.replaceChildren(svg);
+  });
+  show(null);
+  return root;
+}
+
+/** The line's number at the recorded step nearest to `step`; null where the line lies elsewhere. */
+function nearest(line, step) {
+  if (step < line.x[0] || step > line.x.at(-1)) return null;
+  let best = 0;
+  for (let i = 1; i < line.x.length; i++) if (Math.abs(line.x[i] - step) < Math.abs(line.x[best] - step)) best = i;
+  return line.y[best];
+}
+
+function marker(style, x, y) {
+  const r = 3.2, kind = style % 5, name = `mark c${kind}`;
+  if (kind === 1) return s("rect", { x: x - r + 0.4, y: y - r + 0.4, width: 2 * r - 0.8, height: 2 * r - 0.8, class: name });
+  if (kind === 2) return s("path", { d: `M${x} ${y - r - 0.6}l${r + 0.6} ${2 * r}h${-2 * r - 1.2}z`, class: name });
+  if (kind === 3) return s("path", { d: `M${x} ${y - r - 1}l${r + 1} ${r + 1}l${-r - 1} ${r + 1}l${-r - 1} ${-r - 1}z`, class: name });
+  return s("circle", { cx: x, cy: y, r, class: name });
+}
+
+function glyph(style) {
+  return s("svg", { width: 30, height: 12, "aria-hidden": "true", class: "glyph" },
+    s("path", { d: "M1 6H29", class: `curve c${style % 5}`, "stroke-dasharray": DASHES[style % 5] || null }), marker(style, 15, 6));
+}
+
+function chartWords(chart, panel, lines) {
+  const show = (y) => (chart.share ? `${(100 * y).toFixed(0)} percent` : num(y));
+  return visible(`${chart.title}${panel ? `, ${panel}` : ""}: ` + lines.map((l) =>
+    `${l.label ? `${l.label} ` : ""}from ${show(l.y[0])} at step ${l.x[0]} to ${show(l.y.at(-1))} at step ${l.x.at(-1)}`).join("; "));
+}

@@ -1,0 +1,64 @@
+// --- the report -------------------------------------------------------------------------------------------------
+
+async function drawReport(data, bus) {
+  const facts = data.facts.filter(([name]) => !["versions", "commit", "machine"].includes(name));
+  const rest = data.facts.filter(([name]) => ["versions", "commit", "machine"].includes(name));
+  const list = (items) => h("dl", { class: "facts" }, items.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, visible(value)))));
+  const root = h("div", { class: "page" },
+    h("header", { class: "top" }, h("p", { class: "eyebrow" }, "SegPO run"), h("h1", {}, visible(data.name), " ", h("span", {}, visible(data.method))),
+      data.headline.length ? h("div", { class: "tiles" }, data.headline.map(tile)) : null, list(facts),
+      rest.length ? h("details", {}, h("summary", {}, "Versions and machine"), list(rest)) : null,
+      data.problems.map((line) => h("p", { class: "notice" }, visible(line)))),
+    h("section", {}, h("h2", {}, data.board.title), drawBoard(data.board, bus)));
+  const gallery = h("section", { class: "gallery" }, h("h2", {}, "Rollouts worth a look"));
+  root.append(gallery);
+  if (data.ribbons.length) gallery.append(await drawGallery(data, bus));
+  else gallery.append(h("p", { class: "notice" }, "No rollouts are recorded yet."));
+  return root;
+}
+
+function tile({ label, note, start, end, steps }) {
+  const share = (x) => `${(100 * x).toFixed(1)}`, change = end - start;
+  return h("div", { class: "tile" }, h("p", { class: "what" }, label), h("p", { class: "figure" }, h("span", {}, share(start)), " → ", h("b", {}, share(end)), h("small", {}, " %")),
+    h("p", { class: "quiet" }, `${change >= 0 ? "▲ +" : "▼ −"}${Math.abs(100 * change).toFixed(1)} points, ${note}, steps ${steps[0]} to ${steps[1]}`));
+}
+
+async function drawGallery(data, bus) {
+  const stage = h("div", { class: "stage" }), why = h("p", { class: "caption", "aria-live": "polite" });
+  const kinds = [...new Set(data.gallery.map((g) => g.kind))], steps = [...new Set(data.gallery.map((g) => g.step))];
+  const buttons = [];
+  const choose = async (i) => {
+    const entry = data.gallery[i];
+    buttons.forEach(({ el, i: j }) => el.setAttribute("aria-pressed", String(i === j)));
+    why.replaceChildren(h("b", {}, `Step ${entry.step}, ${entry.kind.toLowerCase()}. `), entry.why);
+    stage.replaceChildren(await drawRibbon(data.ribbons[entry.ribbon], data.pictures, bus));
+  };
+  const button = (entry) => {
+    const i = data.gallery.indexOf(entry), ribbon = data.ribbons[entry.ribbon];
+    const reward = ribbon.facts.reward;
+    const el = h("button", { type: "button", "aria-pressed": "false", "aria-label": `Step ${entry.step}, ${entry.kind}`, onclick: () => choose(i) },
+      strip(ribbon.strip), h("span", {}, `reward ${num(reward, 2)} · ${ribbon.tokens.toLocaleString("en")} tokens`));
+    buttons.push({ el, i });
+    return el;
+  };
+  const table = h("table", { class: "picker" },
+    h("thead", {}, h("tr", {}, h("td", {}), kinds.map((kind) => h("th", { scope: "col" }, kind)))),
+    h("tbody", {}, steps.map((step) => h("tr", {}, h("th", { scope: "row" }, `step ${step}`), kinds.map((kind) => {
+      const entries = data.gallery.filter((g) => g.step === step && g.kind === kind);
+      return h("td", { "data-kind": kind }, entries.length && entries[0].ribbon !== null ? entries.map(button) : h("span", { class: "none" }, "none recorded"));
+    })))));
+  const first = data.gallery.findLastIndex((g) => g.ribbon !== null && /error|blamed/i.test(g.kind));
+  await choose(first >= 0 ? first : data.gallery.findIndex((g) => g.ribbon !== null));
+  return h("div", {}, table, why, stage);
+}
+
+/** A rollout's credit at a glance. Bars go up for positive and down for negative credit. */
+function strip(levels) {
+  const svg = s("svg", { viewBox: `0 0 ${Math.max(1, levels.length)} 22`, preserveAspectRatio: "none", class: "strip", "aria-hidden": "true" });
+  levels.forEach((size, x) => {
+    if (size === -99) svg.append(s("rect", { x, y: 10, width: 1, height: 2, class: "none" }));
+    else if (size) svg.append(s("rect", { x, y: size > 0 ? 11 - size : 11, width: 1, height: Math.abs(size), class: size > 0 ? "up" : "down" }));
+  });
+  svg.append(s("rect", { x: 0, y: 10.6, width: Math.max(1, levels.length), height: 0.8, class: "zero" }));
+  return svg;
+}
