@@ -21,6 +21,9 @@ LossType = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "s
 # exp(±20) is far outside every clip range; the bound keeps 0 · inf out of the surrogate.
 LOG_RATIO_BOUND = 20.0
 
+#: Variance of returns below which there is nothing to explain.
+LEAST_VARIANCE = 1e-6
+
 
 def log_ratio(
     logprobs: Tensor,
@@ -196,11 +199,12 @@ def kl(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var(R − V) / Var(R) over the mask, 0-dim; NaN where the returns do not vary, and the question has
-    no answer.
+    """1 − Var(R − V) / Var(R) over the mask, 0-dim; NaN where the returns vary by less than `LEAST_VARIANCE`:
+    the question has no answer then, or one of rounding alone.
     """
     unexplained, total = _variance(returns - values, mask), _variance(returns, mask)
-    return torch.where(total > 0, 1 - unexplained / torch.where(total > 0, total, 1), torch.nan)
+    varies = total >= LEAST_VARIANCE
+    return torch.where(varies, 1 - unexplained / torch.where(varies, total, 1), torch.nan)
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:

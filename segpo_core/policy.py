@@ -28,6 +28,9 @@ from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import VideoProcessorMixin
 
 _SOURCE = ("cache_dir", "force_download", "token", "revision", "local_files_only", "trust_remote_code")
+#: The toolkit's own checkout.
+ROOT = Path(__file__).resolve().parent.parent
+
 _HUB_NAME = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
 _VISION_WORDS = re.compile(r"image|img|video|vision|visual|audio|boi|eoi")
 
@@ -77,6 +80,16 @@ def video_stand_in() -> Iterator[None]:
         yield
     finally:
         loaders["video_processor"], bases["video_processor"] = before
+
+
+#: Prefix language models: they see the whole prompt both ways, which a completion appended to it would share.
+_PREFIX_MODELS = ("paligemma",)
+
+
+def find_model(name: str) -> str:
+    """A model's directory as given, or, if it is not there, relative to the toolkit's own checkout (data/tiny-vlm)."""
+    own = ROOT / name
+    return str(own) if not Path(name).exists() and own.exists() else name
 
 
 def load_config(path: str | Path, **kwargs: Any) -> PreTrainedConfig:
@@ -140,7 +153,11 @@ def load_model(
 
     The arguments are named as in TRL's `ModelConfig`; `dtype` is "auto" or a torch dtype or its name. Without
     `lora_target_modules` the adapter sits on every linear layer of the language model, never on the vision
-    tower. `kwargs` go to `from_pretrained` (e.g. `revision`). Raises as `load_config`.
+    tower. `kwargs` go to `from_pretrained` (e.g. `revision`).
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_config`; also a model that does not read prompt and completion as one
+            sequence from left to right.
     """
     if isinstance(dtype, str) and dtype != "auto":
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -149,6 +166,7 @@ def load_model(
             )
         dtype = getattr(torch, dtype)
     config = load_config(path, **kwargs)
+    _check_supported(config)
     auto = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
     model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation=attn_implementation, **kwargs)
     disable_dropout(model)
@@ -164,6 +182,20 @@ def load_model(
         )
         model = get_peft_model(model, lora)
     return model.to(device).eval()
+
+
+def _check_supported(config: PreTrainedConfig) -> None:
+    """Refuse models whose completions would be scored wrongly, which nothing later would notice."""
+    why = None
+    if config.model_type in _PREFIX_MODELS:
+        why = "it reads its prompt in both directions, and would read completions so when they are scored"
+    elif getattr(config, "is_encoder_decoder", False):
+        why = "it is an encoder-decoder model, whose completions do not follow their prompt in one sequence"
+    if why:
+        raise ValueError(
+            f"models of type {config.model_type!r} are not supported: {why}; choose a decoder-only language model or "
+            "vision-language model, such as Qwen2.5-VL, Gemma 3 or LLaVA"
+        )
 
 
 def _language_linears(model: nn.Module) -> list[str]:

@@ -4,6 +4,7 @@
       run.json                               schema version, config, model, package versions, git commit, seed, start
       metrics/step-000012.parquet            step, name, value
       rollouts/step-000012.rank0.parquet     one row a completion, columns of `ROLLOUT_SCHEMA`
+      nodes/step-000012.rank0.parquet        trees and chains: one row a state, columns of `NODE_SCHEMA`
       images/<sha256>.png                    each image once, as the model received it
       checkpoints/step-000012/               see checkpoint.py
 
@@ -13,6 +14,7 @@ stops a training run: a failure is counted, logged once and shown as the metric 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -51,7 +53,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("answer", pa.string()),  # reference answer
         ("text", pa.string()),
         ("finished", pa.bool_()),  # False: cut at max_completion_length
-        ("reward", pa.float32()),
+        ("reward", pa.float32()),  # null: no verdict
         ("reward_parts", pa.string()),  # name -> value, as JSON
         ("truth", pa.string()),  # the task's ground truth about the text, as JSON; null when not known
         ("answer_right", pa.bool_()),
@@ -70,7 +72,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("ref_logprobs", _floats),
         ("mc_values", _floats),  # Monte Carlo value before the token, where it was sampled
         ("mc_stderr", _floats),
-        ("node_ids", _ints),  # trees: row of nodes/ that the token belongs to
+        ("node_ids", _ints),  # trees and chains: `node` of the row of nodes/ that the token belongs to
         ("advantages", _floats),
         ("weights", _floats),
         ("returns", _floats),
@@ -104,6 +106,27 @@ CREDIT_SCHEMA = pa.schema(
     ],
     metadata=ROLLOUT_SCHEMA.metadata,
 )  # fmt: skip
+
+#: One row a state whose value was sampled: a node of a tree, or of the chains of a group, which share the nodes that
+#: their completions begin with. Null: not known.
+NODE_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("group", pa.int32()),
+        ("method", pa.string()),
+        ("node", pa.int32()),  # number within the group; 0 is the root, the prompt
+        ("parent", pa.int32()),  # -1 at the root
+        ("sample", pa.int32()),  # the first completion that the node's tokens are part of, there from start to end
+        ("start", pa.int32()),
+        ("end", pa.int32()),  # exclusive; 0 at the root
+        ("value", pa.float32()),  # of the state after the node's tokens; of a finished completion its reward
+        ("stderr", pa.float32()),  # of the value; null for a single sample
+        ("samples", pa.int32()),  # rewards behind the value: leaves below, or continuations drawn; 1 for one's own
+        ("advantage", pa.float32()),  # V(node) - V(parent); null at the root
+        ("trained", pa.bool_()),  # some token of it entered the loss
+    ],
+    metadata=ROLLOUT_SCHEMA.metadata,
+)
 
 METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
 
@@ -147,7 +170,7 @@ def nullable(values: Iterable[float]) -> list[float | None]:
 
 
 class Recorder:
-    """Writes one run directory. Rank 0 owns `run.json` and the metrics; each rank writes its own rollouts."""
+    """Writes one run directory. Rank 0 owns `run.json` and the metrics; each rank writes its own rollouts and nodes."""
 
     def __init__(self, directory: str | Path, rank: int = 0):
         self.directory, self.rank, self.failures = Path(directory), rank, 0
@@ -182,18 +205,32 @@ class Recorder:
             rows: see `ROLLOUT_SCHEMA`.
             images: sha256 -> image, every image the rows name.
         """
-        try:
+        with self._counted(step, "rollouts"):
             for digest, image in images.items():
                 path = self.directory / "images" / f"{digest}.png"
                 if not path.exists():
                     write_atomic(path, png_bytes(image))
-            name = f"{step_name(step)}.rank{self.rank}.parquet"
-            table = pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA)
-            write_atomic(self.directory / "rollouts" / name, table_bytes(table))
+            self._table("rollouts", step, rows, ROLLOUT_SCHEMA)
+
+    def nodes(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write the nodes of one step's trees or chains. `rows`: see `NODE_SCHEMA`."""
+        with self._counted(step, "nodes"):
+            (self.directory / "nodes").mkdir(exist_ok=True)
+            self._table("nodes", step, rows, NODE_SCHEMA)
+
+    def _table(self, kind: str, step: int, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        path = self.directory / kind / f"{step_name(step)}.rank{self.rank}.parquet"
+        write_atomic(path, table_bytes(pa.Table.from_pylist(rows, schema=schema)))
+
+    @contextlib.contextmanager
+    def _counted(self, step: int, what: str) -> Iterator[None]:
+        """A failure to write is counted, and told once."""
+        try:
+            yield
         except (OSError, pa.ArrowException, ValueError, TypeError) as error:
             self.failures += 1
             if self.failures == 1:
-                log.warning("step %d: rollouts were not recorded, training goes on: %s", step, error)
+                log.warning("step %d: %s were not recorded, training goes on: %s", step, what, error)
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -258,6 +295,18 @@ def read_rollouts(
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
+def read_nodes(directory: str | Path, steps: Iterable[int] | None = None) -> pa.Table:
+    """Recorded nodes of the given steps (default: all), every rank's, as one table of `NODE_SCHEMA`; empty for a method
+    that samples no values."""
+    wanted = None if steps is None else set(steps)
+    tables = [
+        pq.read_table(path, schema=NODE_SCHEMA)
+        for path in _files(directory, "nodes")
+        if wanted is None or int(path.name[5:11]) in wanted
+    ]
+    return pa.concat_tables(tables) if tables else NODE_SCHEMA.empty_table()
+
+
 def read_credit(
     directory: str | Path, methods: Iterable[str] | None = None, steps: Iterable[int] | None = None
 ) -> pa.Table:
@@ -279,8 +328,8 @@ def read_credit(
 
 
 def forget_after(directory: str | Path, step: int) -> None:
-    """Remove metrics, rollouts and credit of later steps: a run that goes on from `step` makes them again."""
-    for kind in ("metrics", "rollouts", "credit/*"):
+    """Remove metrics, rollouts, nodes and credit of later steps: a run that goes on from `step` makes them again."""
+    for kind in ("metrics", "rollouts", "nodes", "credit/*"):
         for path in _files(directory, kind):
             if int(path.name[5:11]) > step:
                 path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -41,6 +42,7 @@ def rollout_rows(
     step: int,
     method: str,
     first_group: int = 0,
+    node_ids: Tensor | None = None,
     new_logprobs: Tensor | None = None,
     ratio: Tensor | None = None,
     clipped: Tensor | None = None,
@@ -52,10 +54,12 @@ def rollout_rows(
         examples: P problems; `rollouts.group` indexes them.
         image_digests: P lists of sha256.
         step, method, first_group: ids; `first_group` is the number of the first prompt over all processes.
+        node_ids: long [B, T], the node of each token as `nodes.node_rows` numbers them.
         new_logprobs, ratio, clipped: [B, T], state after the step's updates, where it was measured.
     """
     lengths, groups = rollouts.lengths.tolist(), rollouts.group.tolist()
     begin = starts(credit.segment_ids)
+    rewards = [None] * len(rollouts) if rollouts.rewards is None else nullable(rollouts.rewards.tolist())
     token_columns = {name: _lists(getattr(rollouts, name), lengths) for name in _TOKEN_FLOATS}
     token_columns |= {name: _lists(getattr(credit, name), lengths) for name in ("advantages", "weights", "returns")}
     token_columns |= {
@@ -63,7 +67,7 @@ def rollout_rows(
         "ratio": _lists(ratio, lengths),
         "clipped": _lists(clipped, lengths),
         "token_ids": _lists(rollouts.completion_ids, lengths),
-        "node_ids": _lists(rollouts.node_ids, lengths),
+        "node_ids": _lists(node_ids, lengths),
         "role_ids": _lists(rollouts.role_ids, lengths),
         "loss_mask": _lists(credit.loss_mask, lengths),
         "segment_ids": _lists(credit.segment_ids, lengths),
@@ -91,7 +95,7 @@ def rollout_rows(
                 "answer": None if example.get("answer") is None else str(example["answer"]),
                 "text": _storable(rollouts.texts[b]),
                 "finished": bool(rollouts.finished[b]),
-                "reward": None if rollouts.rewards is None else float(rollouts.rewards[b]),
+                "reward": rewards[b],
                 "reward_parts": _json({name: column[b] for name, column in rollouts.reward_parts.items()}),
                 "pieces": [_storable(piece) for piece in rollouts.pieces[b]],
                 "segment_start": first,
@@ -107,6 +111,9 @@ def rollout_rows(
 
 def rollouts_from_rows(rows: list[dict[str, Any]]) -> Rollouts:
     """`Rollouts` from recorded rows, so that any method can compute its credit for them.
+
+    A reward that is null among others is one without verdict, NaN. Nodes of chains, which have sampled values, are a
+    matter of their method's settings: only those of trees come back.
 
     Raises:
         ValueError: no rows.
@@ -131,8 +138,8 @@ def rollouts_from_rows(rows: list[dict[str, Any]]) -> Rollouts:
         group=torch.tensor(group),
         finished=torch.tensor([row["finished"] for row in rows]),
         role_ids=column("role_ids", torch.long, -1),
-        node_ids=column("node_ids", torch.long, -1),
-        rewards=None if None in rewards else torch.tensor(rewards),
+        node_ids=column("node_ids", torch.long, -1) if any(row["mc_values"] is None for row in rows) else None,
+        rewards=None if set(rewards) == {None} else torch.tensor([math.nan if r is None else r for r in rewards]),
         texts=[row["text"] for row in rows],
         pieces=[row["pieces"] for row in rows],
         reward_parts={},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpo_core.record import (
+    CREDIT_SCHEMA,
     ROLLOUT_SCHEMA,
     SchemaError,
+    read_credit,
     read_manifest,
     read_metrics,
+    read_nodes,
     read_rollouts,
     rollout_steps,
 )
@@ -33,6 +36,10 @@ TOKEN_NUMBERS = (
     "sampled_logprobs old_logprobs new_logprobs ref_logprobs entropy values advantages weights returns ratio "
     "perception_contrast reasoning_contrast"
 ).split()
+#: What a method decided, and what only its own training can tell: not true of the completion under another method.
+DECIDED = frozenset(CREDIT_SCHEMA.names) - {"step", "group", "sample"} | {
+    "returns", "ratio", "clipped", "new_logprobs", "node_ids",
+}  # fmt: skip
 TOKEN_OTHERS = ("token_ids", "role_ids", "loss_mask", "segment_ids", "clipped")
 
 
@@ -109,6 +116,15 @@ class Rollout:
         if column is None or len(column) != len(self.segments) or all(item is None for item in column):
             return None
         return list(column)
+
+    def judged(self, credit: Mapping[str, Any]) -> Rollout:
+        """The same completion with the credit of another method; `credit` has columns of `CREDIT_SCHEMA`.
+
+        What was measured on the completion stays (log-probabilities, values); what the first method decided goes.
+        """
+        kept = {name: value for name, value in self.row.items() if name not in DECIDED}
+        decided = {name: credit[name] for name in DECIDED if name in credit}
+        return Rollout(kept | decided, self.images, self.run_name)
 
     def json(self, name: str) -> Any:
         """A JSON column decoded; None where it is missing or is not JSON."""
@@ -263,18 +279,74 @@ class Run:
         Raises:
             KeyError: it is not recorded; the message says what is.
         """
+        if found := self._whole(step, group, [("sample", "=", sample)]):
+            return found[0]
+        raise KeyError(f"{self._recorded(step, group)}; there is no sample {sample}")
+
+    def group(self, step: int, group: int) -> list[Rollout]:
+        """Every completion of one prompt, whole, by sample number.
+
+        Raises:
+            KeyError: it is not recorded; the message says what is.
+        """
+        if found := self._whole(step, group):
+            return sorted(found, key=lambda rollout: rollout.row["sample"])
+        raise KeyError(self._recorded(step, group))
+
+    def credits(self, step: int, group: int, sample: int) -> dict[str, Rollout]:
+        """One rollout under every method whose credit is known: as trained first, then what `segpo credit` computed.
+
+        Raises:
+            KeyError: the rollout is not recorded; the message says what is.
+        """
+        own = self.rollout(step, group, sample)
+        found = {own.row.get("method") or self.method: own}
+        for folder in sorted((self.path / "credit").glob("*/")):
+            try:
+                rows = read_credit(self.path, [folder.name], [step]).to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                self._problems[f"credit {folder.name} {step}"] = (
+                    f"Credit of {folder.name} at step {step} could not be read: {error}"
+                )
+                continue
+            for row in rows:
+                if (row["group"], row["sample"]) == (group, sample):
+                    found.setdefault(folder.name, own.judged(row))
+        return found
+
+    def _whole(self, step: int, group: int, more: Sequence[tuple] = ()) -> list[Rollout]:
+        """Rollouts of a group with all of their columns; of `more` pyarrow filters, those that pass."""
+        found = []
         for path in sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet")):
-            table = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), ("sample", "=", sample)])
-            if table.num_rows:
-                row = table.slice(0, 1).to_pylist()[0]
-                shas = row.get("images") or []
-                images = {sha: data for sha in shas if (data := self.image(sha)) is not None}
-                return Rollout(row, images, self.name)
+            rows = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), *more]).to_pylist()
+            shas = {sha for row in rows for sha in row.get("images") or []}
+            pictures = {sha: data for sha in shas if (data := self.image(sha)) is not None}
+            for row in rows:
+                images = {sha: pictures[sha] for sha in row.get("images") or [] if sha in pictures}
+                found.append(Rollout(row, images, self.name))
+        return found
+
+    def _recorded(self, step: int, group: int) -> str:
+        """What is recorded instead of a group or rollout that is not."""
         if step not in self.steps:
             steps = ", ".join(map(str, self.steps)) or "none yet"
-            raise KeyError(f"step {step} has no recorded rollouts in {self.path}; recorded steps: {steps}")
-        groups = sorted({row["group"] for row in self._step(step)})
-        raise KeyError(f"step {step} has no group {group}, sample {sample}; its groups: {groups}")
+            return f"step {step} has no recorded rollouts in {self.path}; recorded steps: {steps}"
+        there = sorted((row["group"], row["sample"]) for row in self._step(step))
+        samples = [sample for g, sample in there if g == group]
+        if samples:
+            return f"step {step}, group {group} has samples {samples}"
+        return f"step {step} has no group {group}; its groups: {sorted({g for g, _ in there})}"
+
+    def nodes(self, step: int, group: int | None = None) -> list[dict[str, Any]]:
+        """Nodes of a step's trees or chains, of one group or of all, by group and number; columns as in
+        `segpo_core.record.NODE_SCHEMA`. Empty where none were recorded."""
+        try:
+            rows = read_nodes(self.path, [step]).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            self._problems[f"nodes {step}"] = f"Nodes of step {step} could not be read: {error}"
+            return []
+        rows = [row for row in rows if group is None or row["group"] == group]
+        return sorted(rows, key=lambda row: (row["group"], row["node"]))
 
     def image(self, sha: str) -> bytes | None:
         """The PNG of an image; None where it is missing."""

@@ -84,6 +84,28 @@ def test_unassigned_credit_is_null_not_zero():
     assert row["advantages"][1] is None and row["advantages"][0] is not None and row["weights"] is None
 
 
+def test_no_verdict_is_null_and_comes_back_as_none_of_the_numbers():
+    r = rollouts()
+    r.rewards[1] = torch.nan
+    written = rollout_rows(r, GRPO().credit(r), EXAMPLES, [[]], step=1, method="grpo")
+    assert [row["reward"] for row in written] == [1.0, None]
+    assert written[1]["advantages"] == [None] * 4 and written[1]["loss_mask"] == [False] * 4
+    again = rollouts_from_rows(written)
+    assert again.rewards[0] == 1 and again.rewards[1].isnan()
+    assert rollouts_from_rows([written[1]]).rewards is None, "without any, rewards were not measured"
+
+
+def test_nodes_come_back_where_they_are_those_of_a_tree():
+    """Those of chains follow from their method's settings: other methods must not take them for sampled trees."""
+    r = rollouts()
+    nodes = torch.where(r.mask, 1, -1)
+    tree = rollout_rows(r, GRPO().credit(r), EXAMPLES, [[]], step=1, method="spo_tree", node_ids=nodes)
+    assert rollouts_from_rows(tree).node_ids.equal(nodes)
+    r.mc_values = torch.where(r.mask, 0.5, torch.nan)
+    chain = rollout_rows(r, GRPO().credit(r), EXAMPLES, [[]], step=1, method="vineppo", node_ids=nodes)
+    assert chain[0]["node_ids"] == [1] * 6 and rollouts_from_rows(chain).node_ids is None
+
+
 @pytest.mark.parametrize(
     ("start", "end", "span"),
     [(0, 1, (0, 1)), (4, 6, (1, 2)), (12, 14, (2, 3)), (14, 15, (3, 4)), (99, 120, (5, 6)), (4, 4, (1, 2))],

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from segpo_core import record
+from segpo_core import policy, record
 from segpo_core.algos import GRPO, SAPO
 from segpo_core.config import TrainConfig
 from segpo_core.train import Trainer
@@ -107,7 +107,7 @@ def test_several_updates_a_step(llava, tmp_path):
         llava, tmp_path / "run", SAPO(), per_device_train_batch_size=4, steps_per_generation=3, num_iterations=2
     )
     metrics = {m["name"]: m["value"] for m in record.read_metrics(tmp_path / "run").to_pylist()}
-    assert trainer.updates_per_step == 6
+    assert trainer.learner.updates_per_step == 6
     assert metrics["ratio/max"] > 1 > metrics["ratio/min"]
     assert metrics["sampling_logp_difference"] < 1e-4
 
@@ -174,6 +174,21 @@ def test_a_step_in_which_everything_is_masked_changes_nothing(llava, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
     metrics = {m["name"]: m["value"] for m in record.read_metrics(tmp_path / "run").to_pylist()}
     assert metrics["policy_loss"] == 0 and metrics["grad_norm"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "paligemma"}, "'paligemma' are not supported: it reads its prompt in both directions"),
+        ({"model_type": "florence2"}, "'florence2' are not supported: it is an encoder-decoder model"),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+)
+def test_models_that_would_be_scored_wrongly_are_refused(config, why, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{why}.*choose a decoder-only language model"):
+        policy.load_model(tmp_path / "model")
 
 
 def test_trackers_write_through_accelerate(llava, tmp_path):

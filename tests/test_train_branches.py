@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from segpo_core import record, train
+from segpo_core import record, update
 from segpo_core.algos import SPOChain, SPOTree, VinePPO
 from segpo_core.rows import rollouts_from_rows
 from segpo_core.train import Trainer
@@ -48,7 +48,7 @@ def test_one_step_on_every_family(family, algo, tmp_path):
     for row in rows:
         known = [v is not None for v in row["mc_values"]] if algo is not TREE else None
         assert known is None or [t for t, k in enumerate(known) if k] == row["segment_start"]
-        assert (row["node_ids"] is not None) == (algo is TREE)
+        assert len(row["node_ids"]) == len(row["token_ids"])
     again = rollouts_from_rows(rows)
     credit = trainer.method.credit(again)
     recorded = [[m for m in row["loss_mask"]] for row in rows]
@@ -65,7 +65,7 @@ def test_the_update_does_not_depend_on_micro_batches(llava, tmp_path, algo):
 
 def test_packed_or_by_rows_is_the_same_update(llava, tmp_path, monkeypatch):
     packed = weights(trained(llava, tmp_path / "packed", TREE))
-    monkeypatch.setattr(train, "can_pack", lambda model, prompts: False)
+    monkeypatch.setattr(update, "can_pack", lambda model, prompts: False)
     assert_same(trained(llava, tmp_path / "rows", TREE), packed)
 
 
@@ -80,7 +80,7 @@ def test_the_ratio_is_exactly_one_before_the_first_update(llava, tmp_path):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_tree_that_teaches_nothing_changes_nothing(llava, tmp_path, monkeypatch, packing):
-    monkeypatch.setattr(train, "can_pack", lambda model, prompts: packing)
+    monkeypatch.setattr(update, "can_pack", lambda model, prompts: packing)
     task = ToyTask(reward_funcs=[lambda prompts, completions, **columns: [1.0] * len(completions)])
     trainer = Trainer(config_for(llava, tmp_path / "run", TREE), task=task)
     before = weights(trainer)

@@ -9,7 +9,7 @@ instance to `segpo_core.train.train`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -19,6 +19,7 @@ from segpo_core import losses
 from segpo_core.chains import RewardOf
 from segpo_core.generate import Sampler
 from segpo_core.inputs import Prompts
+from segpo_core.nodes import Nodes, tree_nodes
 from segpo_core.types import Credit, Rollouts
 
 LossType = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
@@ -104,6 +105,10 @@ class Method(ABC):
     def credit(self, rollouts: Rollouts) -> Credit:
         """Who earned what. Pure: it reads the rollouts and nothing else."""
 
+    def nodes(self, rollouts: Rollouts) -> Nodes | None:
+        """The states whose values the method sampled, for the record; None where it sampled none."""
+        return None if rollouts.node_ids is None else tree_nodes(rollouts)
+
     def reward_kl(self, rollouts: Rollouts) -> Tensor | None:
         """float32 [B, T], the divergence that, times `beta`, is taken off each token's reward; else None."""
         if self.kl_in != "reward" or self.beta == 0 or rollouts.ref_logprobs is None:
@@ -130,6 +135,14 @@ class CriticMethod(Method):
     the policy's for a model."""
     critic_warmup_steps: int = 0
     """Steps at the start in which only the critic's own parameters learn."""
+    value_mc_states: int = 0
+    """States of a recorded step in which the critic is compared with the mean reward of 8 fresh continuations; 0: none.
+    The undiscounted outcome, without KL terms: what the critic learns at gamma 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value_mc_states < 0:
+            raise ValueError(f"value_mc_states is {self.value_mc_states}: it must be at least 0")
 
     @property
     def uses_critic(self) -> bool:
@@ -158,6 +171,16 @@ def judged(rollouts: Rollouts) -> Tensor:
     return rollouts.mask & ~rewards_of(rollouts).isnan()[:, None]
 
 
-def evenly(per_completion: Tensor, mask: Tensor) -> Tensor:
-    """[B] to [B, T]: the same number at every real token, 0 at padding."""
-    return torch.where(mask, per_completion[:, None], 0.0)
+def evenly(per_completion: Tensor, rollouts: Rollouts) -> Tensor:
+    """[B] to [B, T]: the same number at every real token, 0 at padding; NaN where there is no reward."""
+    assigned = per_completion.masked_fill(rewards_of(rollouts).isnan(), torch.nan)
+    return torch.where(rollouts.mask, assigned[:, None], 0.0)
+
+
+def without_cut(credit: Credit, rollouts: Rollouts) -> Credit:
+    """The credit, with completions that were cut left out of the loss. Their advantages stay: they count in their
+    group. Of a tree's leaf, only what leads to no other leaf is left out."""
+    cut = rollouts.mask & ~rollouts.finished[:, None]
+    if rollouts.node_ids is not None:
+        cut &= rollouts.node_ids == rollouts.node_ids.gather(1, rollouts.lengths[:, None] - 1)
+    return replace(credit, loss_mask=credit.loss_mask & ~cut)

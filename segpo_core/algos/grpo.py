@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from segpo_core.advantages import group_relative
-from segpo_core.algos.base import Method, evenly, rewards_of
+from segpo_core.algos.base import Method, evenly, judged, rewards_of
 from segpo_core.segments import sequence_level
 from segpo_core.types import Credit, Rollouts
 
@@ -30,8 +30,8 @@ class GRPO(Method):
         if penalty is not None:  # a penalty in the reward is a property of the completion here: its tokens' sum
             rewards = rewards - self.beta * torch.where(mask, penalty, 0.0).sum(dim=1)
         return Credit(
-            advantages=evenly(group_relative(rewards, rollouts.group, self.scale_rewards), mask),
+            advantages=evenly(group_relative(rewards, rollouts.group, self.scale_rewards), rollouts),
             segment_ids=sequence_level(mask),
-            loss_mask=mask,
+            loss_mask=judged(rollouts),
             rule="the whole completion",
         )

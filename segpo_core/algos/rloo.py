@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from segpo_core.advantages import leave_one_out
-from segpo_core.algos.base import Method, evenly, rewards_of
+from segpo_core.algos.base import Method, evenly, judged, rewards_of
 from segpo_core.segments import sequence_level
 from segpo_core.types import Credit, Rollouts
 
@@ -27,8 +27,8 @@ class RLOO(Method):
         if penalty is not None:
             rewards = rewards - self.beta * torch.where(mask, penalty, 0.0).sum(dim=1)
         return Credit(
-            advantages=evenly(leave_one_out(rewards, rollouts.group), mask),
+            advantages=evenly(leave_one_out(rewards, rollouts.group), rollouts),
             segment_ids=sequence_level(mask),
-            loss_mask=mask,
+            loss_mask=judged(rollouts),
             rule="the whole completion",
         )

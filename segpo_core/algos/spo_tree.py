@@ -11,20 +11,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.nn.functional import pad
 
-from segpo_core.advantages import tree_advantages
 from segpo_core.algos.base import Method, rewards_of
 from segpo_core.branches import MAX_ROWS, first_holders, grow_tree, tree_of
 from segpo_core.generate import Sampler
 from segpo_core.inputs import Prompts
+from segpo_core.nodes import leaf_rewards, node_credit
 from segpo_core.segments import roles
 from segpo_core.types import Credit, Rollouts
 from segpo_core.weights import probability_mask
-
-#: Advantages of this size are rounding of equal values.
-ZERO = 1e-6
 
 
 @dataclass(frozen=True)
@@ -109,26 +105,3 @@ class SPOTree(Method):
                 "tree/tokens_per_token_kept": tokens / max(1.0, float(kept.sum())),
             },
         )
-
-
-def leaf_rewards(node: Tensor, rewards: Tensor, number: int) -> Tensor:
-    """float64 [N]: the reward of each row at its last node, 0 elsewhere. `node` long [B, T], -1 at padding."""
-    length = (node >= 0).sum(dim=1)
-    row = length.nonzero()[:, 0]
-    at_leaves = torch.zeros(number, dtype=torch.float64, device=node.device)
-    at_leaves[node[row, length[row] - 1]] = rewards[row].double()
-    return at_leaves
-
-
-def node_credit(parent: Tensor, rewards: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """V, its standard error and Â of every node, each float32 [N] (in float64, so that equal values differ by 0).
-
-    The children of a node are independent samples from its state, so their spread gives the error of their mean;
-    NaN with fewer than two.
-    """
-    values, advantage = tree_advantages(parent, rewards, normalize)
-    up, child = parent.clamp(min=0), parent >= 0
-    square = torch.where(child, (values - values[up]).square(), 0)
-    total, count = (torch.zeros_like(values).scatter_add(0, up, x) for x in (square, child.to(values)))
-    error = torch.where(count > 1, (total / (count - 1).clamp(min=1) / count.clamp(min=1)).sqrt(), torch.nan)
-    return values.float(), error.float(), torch.where(advantage.abs() > ZERO, advantage, 0).float()

@@ -14,6 +14,7 @@ from segpo_core.algos.base import Method, rewards_of
 from segpo_core.chains import MAX_ROWS, RewardOf, estimate_values
 from segpo_core.generate import Sampler
 from segpo_core.inputs import Prompts
+from segpo_core.nodes import Nodes, chain_nodes
 from segpo_core.segments import newline, per_segment_pick, spread, starts, step_markers
 from segpo_core.types import Credit, Rollouts
 
@@ -71,6 +72,9 @@ class ChainMethod(Method):
         """V̂(s) for every boundary state s: the mean reward of N completions sampled from it."""
         s, n = self.boundaries(rollouts), self.num_continuations
         estimate_values(sampler, prompts, rollouts, s, n, reward_of, stream, first, self.rows_per_batch)
+
+    def nodes(self, rollouts: Rollouts) -> Nodes:
+        return chain_nodes(rollouts, self.segments(rollouts), self.num_continuations)
 
     def chain_credit(self, rollouts: Rollouts, rule: str) -> Credit:
         """A_m = V̂(end of segment m) − V̂(its start), for every token of the segment; V̂(the end of all) = r."""
