@@ -23,13 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segpo_core.record import step_name
+from segpo_core.sharding import load_optimizer_state
 
 
 def save(
     directory: Path,
     step: int,
     network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    optimizer: dict[str, Any],
     processor: Any,
     facts: dict,
     keep: int,
@@ -38,6 +40,8 @@ def save(
 
     Args:
         network: the `ActorCritic`, unwrapped.
+        weights: its state; see `sharding.whole_state`.
+        optimizer: the optimizer's state; see `sharding.optimizer_state`.
         facts: goes into trainer.json.
 
     Raises:
@@ -46,12 +50,13 @@ def save(
     target, temporary = directory / step_name(step), directory / f".{step_name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        network.model.save_pretrained(temporary)
+        policy = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
+        network.model.save_pretrained(temporary, state_dict=policy)
         processor.save_pretrained(temporary)
-        critic = critic_state(network)
+        critic = {k: v.contiguous().cpu() for k, v in weights.items() if k.startswith("value_")}
         if critic:
             save_file(critic, temporary / "critic.safetensors")
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        torch.save(optimizer, temporary / "optimizer.pt")
         (temporary / "trainer.json").write_text(json.dumps({"step": step, **facts}, indent=2))
         for path in temporary.iterdir():
             with open(path, "rb") as handle:
@@ -88,11 +93,11 @@ def read_step(path: Path) -> int:
     return json.loads((path / "trainer.json").read_text())["step"]
 
 
-def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's critic and optimizer state in place; the model was already loaded from `path`.
+def load_critic(path: Path, network: nn.Module) -> None:
+    """Put a checkpoint's critic in place, where it has one; the model was already loaded from `path`.
 
-    Returns:
-        The step after which it was written.
+    Raises:
+        ValueError: it was saved with another kind of critic.
     """
     critic_file = path / "critic.safetensors"
     if critic_file.exists():
@@ -100,10 +105,9 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> in
         torn = [name for name in missing if name.startswith("value_")]
         if torn:
             raise ValueError(f"{critic_file} lacks {torn[0]}: it was saved with another kind of critic")
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+
+
+def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's optimizer state in place. Returns the step after which it was written."""
+    load_optimizer_state(optimizer, torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
     return read_step(path)
-
-
-def critic_state(network: nn.Module) -> dict[str, Tensor]:
-    """The critic's own parameters by name; empty without a critic."""
-    return {k: v.contiguous().cpu() for k, v in network.state_dict().items() if k.startswith("value_")}

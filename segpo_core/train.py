@@ -35,14 +35,15 @@ from segpo_core.record import Recorder, SchemaError, forget_after, image_digest,
 from segpo_core.rewards import load_reward
 from segpo_core.rows import rollout_rows
 from segpo_core.segments import TAGS, role_ids
+from segpo_core.sharding import optimizer_state, whole_state
 from segpo_core.tasks import load_task
 from segpo_core.together import everyone, own_part, whole_batch
 from segpo_core.types import Credit, Rollouts
 from segpo_core.update import Learner, Micro, build_network
 from segpo_core.watch import Clock, Interrupt
 
-#: Ways to run in which no process has all of the weights.
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+#: Ways to run that the update knows nothing of.
+UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Trainer:
@@ -73,10 +74,10 @@ class Trainer:
             # A batch without an image, or a frozen tower, leaves parameters without a gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        if self.accelerator.distributed_type in SHARDED:
+        if self.accelerator.distributed_type in UNKNOWN:
             raise ValueError(
-                f"{self.accelerator.distributed_type.value} splits the weights over the processes, but sampling and "
-                "checkpoints here need them whole: launch with configs/accelerate/ddp.yaml; for a large model, use LoRA"
+                f"{self.accelerator.distributed_type.value} keeps the weights in its own way, and sampling here needs "
+                "them whole: launch with configs/accelerate/ddp.yaml or fsdp2.yaml; for a large model, use LoRA"
             )
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prompts_per_step = config.prompts_per_step(self.world)
@@ -93,7 +94,7 @@ class Trainer:
         self.recorder = Recorder(self.directory, self.rank)
         self.step = 0
         if start_from is not None:
-            self.step = checkpoint.load(start_from, self.network, self.learner.optimizer)
+            self.step = checkpoint.load_optimizer(start_from, self.learner.optimizer)
             if self.accelerator.is_main_process:
                 forget_after(self.directory, self.step)
         elif self.accelerator.is_main_process:
@@ -321,9 +322,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
+        # parts of both may lie in other processes
+        weights, moments = whole_state(self.network), optimizer_state(self.learner.optimizer)
         if self.accelerator.is_main_process:
             checkpoint.save(
-                self.directory / "checkpoints", self.step, self.network, self.learner.optimizer, self.processor,
+                self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor,
                 {"method": self.method.name, "seed": self.config.seed, "model": str(self.config.model_name_or_path)},
                 self.config.save_total_limit,
             )  # fmt: skip

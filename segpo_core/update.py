@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from segpo_core import losses
+from segpo_core import checkpoint, losses, sharding
 from segpo_core.algos.base import LossType
 from segpo_core.config import TrainConfig
 from segpo_core.critic import ActorCritic, Scores
@@ -78,6 +79,8 @@ def build_network(
         )
     suppressed = suppressed_token_ids(model, processor)
     network = ActorCritic(model, suppressed, config.temperature, getattr(config.algo, "critic", None))
+    if start_from is not None:
+        checkpoint.load_critic(start_from, network)
     if config.algo.beta == 0 or config.use_peft:
         return network, None
     origin = model if start_from is None else load_model(source, dtype)
@@ -98,6 +101,10 @@ class Learner:
     ):
         self.config, self.method, self.accelerator = config, config.algo, accelerator
         self.reference = None if reference is None else reference.to(accelerator.device)
+        network.to(accelerator.device)
+        self.sharded = sharding.wanted(accelerator)
+        if self.sharded:
+            sharding.shard(network, accelerator)
         rate = config.learning_rate
         on_head = getattr(self.method, "critic", None) == "head"
         critic_rate = getattr(self.method, "critic_learning_rate", None) or (50 * rate if on_head else rate)
@@ -105,7 +112,11 @@ class Learner:
             network.groups(rate, critic_rate, config.weight_decay), betas=(0.9, config.adam_beta2)
         )
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self.wrapped, self.optimizer = accelerator.prepare(network.to(accelerator.device), optimizer)
+        if self.sharded:
+            sharding.whole(network)
+            self.wrapped, self.optimizer = network, optimizer
+        else:
+            self.wrapped, self.optimizer = accelerator.prepare(network, optimizer)
         self.network: ActorCritic = accelerator.unwrap_model(self.wrapped)
 
     def let_go(self) -> None:
@@ -211,23 +222,31 @@ class Learner:
         if credit.value_mask is not None:
             value_normalizer = self.normalizer(credit.value_mask, batch, "token-mean")
         for i, micro in enumerate(batch):
-            together = i + 1 == len(batch)
-            with contextlib.nullcontext() if together else self.accelerator.no_sync(self.wrapped):
+            with self.syncing(i + 1 == len(batch)):
                 scores = self.wrapped(*micro.inputs)
                 loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             stats.append(numbers)
         stats = everyone(stats)
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm or float("inf"))
-        norm = float(norm)
-        if norm == norm and norm != float("inf"):
-            self.optimizer.step()
-        else:
-            log.warning("step %d: the gradient is not finite; this update was skipped", step)
-        self.optimizer.zero_grad()
+        with sharding.split(self.network):
+            norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm or float("inf"))
+            norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            if norm == norm and norm != float("inf"):
+                self.optimizer.step()
+            else:
+                log.warning("step %d: the gradient is not finite; this update was skipped", step)
+            self.optimizer.zero_grad()
         merged = {name: merge(name, [s[name] for s in stats]) for name in stats[0]}
         return merged | {"grad_norm": norm, "skipped_updates": float(not (norm == norm and norm != float("inf")))}
+
+    def syncing(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are exchanged with the last of the micro-batches that make one update."""
+        if self.sharded:
+            self.network.set_requires_gradient_sync(last)
+        elif not last:
+            return self.accelerator.no_sync(self.wrapped)
+        return contextlib.nullcontext()
 
     def loss(
         self,

@@ -32,7 +32,7 @@ def llava(tmp_path_factory):
     return families.llava(tmp_path_factory.mktemp("llava"))
 
 
-def run(model: Path, out: Path, processes: int, *more: str) -> None:
+def run(model: Path, out: Path, processes: int, *more: str, **variables: str) -> None:
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu2.yaml"), "-m"]
@@ -41,7 +41,7 @@ def run(model: Path, out: Path, processes: int, *more: str) -> None:
         "--num-generations", "4", "--max-completion-length", "8", "--learning-rate", "1e-3", "--eval-steps", "0",
         "--reward-funcs", "tests.toy:lucky_text", "--cpu", *more,
     ]  # fmt: skip
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         _, errors = process.communicate(timeout=200)
@@ -104,6 +104,18 @@ def test_two_processes_go_on_from_a_checkpoint(llava, tmp_path):
     same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sapo --critic-learning-rate 1e-3", "grpo --use-peft"])
+def test_split_gradients_and_moments_change_nothing(llava, tmp_path, method):
+    """FSDP2, over a checkpoint, with two micro-batches an update: what one process does with all of it."""
+    size = ["--method", *method.split(), "--gradient-accumulation-steps", "2"]
+    parts = ["--per-device-train-batch-size", "2"]
+    run(llava, tmp_path / "two", 2, *size, *parts, "--max-steps", "1", ACCELERATE_USE_FSDP="true")
+    run(llava, tmp_path / "two", 2, *size, *parts, "--max-steps", "2", "--resume", ACCELERATE_USE_FSDP="true")
+    run(llava, tmp_path / "one", 1, *size, "--per-device-train-batch-size", "4", "--max-steps", "2")
+    same(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("cpu2", DistributedType.MULTI_GPU), ("ddp", DistributedType.MULTI_GPU), ("fsdp2", DistributedType.FSDP)],
@@ -116,8 +128,8 @@ def test_launch_configs_are_what_accelerate_reads(name, kind):
     assert f"accelerate launch --config_file configs/accelerate/{name}.yaml" in path.read_text()
 
 
-def test_weights_split_over_processes_are_refused(llava, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ValueError, match=r"need them whole.*ddp\.yaml"):
+def test_ways_to_run_that_the_update_does_not_know_are_refused(llava, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match=r"needs them whole.*fsdp2\.yaml"):
         train.Trainer(config_for(llava, tmp_path / "run", GRPO()))
     assert not (tmp_path / "run").exists()
