@@ -13,11 +13,25 @@ Functions return a `View` and draw nothing themselves. Nothing here imports the 
 from importlib.metadata import PackageNotFoundError, version
 
 from segpo_core.record import SchemaError
+from segviz.annotate import annotate
+from segviz.audit import audit
 from segviz.board import board
+from segviz.boundaries import boundaries
+from segviz.compare import compare
+from segviz.counterfactual import counterfactual
+from segviz.explore import explore
+from segviz.follow import follow
+from segviz.forensics import forensics
+from segviz.groups import group
+from segviz.lift import lift
 from segviz.page import together
+from segviz.readers import read_trl, read_verl
 from segviz.report import report
 from segviz.ribbon import ribbon
+from segviz.roles import roles
 from segviz.run import Rollout, Run, open  # noqa: A004
+from segviz.staircase import staircase
+from segviz.tree import tree
 from segviz.view import View
 
 try:
@@ -25,4 +39,9 @@ try:
 except PackageNotFoundError:  # imported from a source tree that was not installed
     __version__ = "0+source"
 
-__all__ = ["Rollout", "Run", "SchemaError", "View", "board", "open", "report", "ribbon", "together"]
+__all__ = [
+    "Rollout", "Run", "SchemaError", "View",
+    "annotate", "audit", "board", "boundaries", "compare", "counterfactual", "explore", "follow", "forensics",
+    "group", "lift", "open",
+    "read_trl", "read_verl", "report", "ribbon", "roles", "staircase", "together", "tree",
+]  # fmt: skip

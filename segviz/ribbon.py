@@ -47,7 +47,7 @@ def ribbon(rollout: Rollout | Mapping[str, Any], title: str = QUESTION) -> View:
 def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
     """What the script needs to draw a ribbon, without the images' bytes."""
     row, total = rollout.row, len(rollout.pieces)
-    limit = symmetric_limit(rollout.column("advantages") or [], _trained(rollout))
+    limit = symmetric_limit(rollout.column("advantages") or [], trained(rollout))
     return {
         "kind": "ribbon",
         "key": key_of(row),
@@ -55,8 +55,8 @@ def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
         "where": where(rollout),
         "method": method_label(row.get("method")),
         "verdict": verdict(rollout),
-        "facts": _facts(rollout),
-        "prompt": _prompt(rollout),
+        "facts": facts(rollout),
+        "prompt": prompt_of(rollout),
         "error": error_of(rollout),
         "blamed": blamed(rollout),
         "limit": limit,
@@ -80,13 +80,15 @@ def where(rollout: Rollout) -> str:
 
 
 def segment_credit(rollout: Rollout) -> list[float | None]:
-    """Advantage of each segment: as recorded, else the mean over its tokens. None where nothing of it was trained."""
+    """Advantage of each segment: as recorded, else the mean over its tokens, also where weights make them differ.
+    None where nothing of it was trained."""
     recorded = rollout.segment_column("segment_advantage")
-    tokens, trained = rollout.column("advantages"), _trained(rollout)
+    tokens, in_loss = rollout.column("advantages"), trained(rollout)
     credit: list[float | None] = []
     for m, (start, end) in enumerate(rollout.segments):
-        known = [tokens[t] for t in range(start, end) if trained[t] and tokens[t] is not None] if tokens else []
-        if recorded and recorded[m] is not None and (known or not tokens):
+        known = [tokens[t] for t in range(start, end) if in_loss[t] and tokens[t] is not None] if tokens else []
+        alike = not known or min(known) == max(known)
+        if recorded and recorded[m] is not None and (known or not tokens) and alike:
             credit.append(recorded[m])
         else:
             credit.append(sum(known) / len(known) if known else None)
@@ -130,11 +132,8 @@ def verdict(rollout: Rollout) -> list[str]:
     else:
         first = f"Segment {worst + 1} was blamed most: {signed(credit[worst])}."
     if error is None:
-        if rollout.row.get("truth") is not None or rollout.row.get("answer_right") is not None:
-            return [first, "No true error is known in it."]
-        return [first]
-    at = segment_at(rollout, error["start"])
-    reason = f" ({error['kind']}: {error['why']})" if error["why"] else f" ({error['kind']})"
+        return [first, "No true error is known in it."] if has_truth(rollout) else [first]
+    at, reason = segment_at(rollout, error["start"]), reason_of(error)
     if len(credit) == 1:
         return [first, f"The first true error is at token {error['start'] + 1}{reason}."]
     if worst is None:
@@ -145,6 +144,16 @@ def verdict(rollout: Rollout) -> list[str]:
     away = abs(at - worst)
     far = f"{away} segment{'s' if away > 1 else ''} {'earlier' if at < worst else 'later'}"
     return [first, f"The first true error is in segment {at + 1}, {far}{reason}."]
+
+
+def has_truth(rollout: Rollout) -> bool:
+    """Whether the task said anything about what is right in it: without, no known error does not mean none."""
+    return rollout.row.get("truth") is not None or rollout.row.get("answer_right") is not None
+
+
+def reason_of(error: Mapping[str, Any]) -> str:
+    """Kind and reason of the first true error, in brackets with a space before."""
+    return f" ({error['kind']}: {error['why']})" if error["why"] else f" ({error['kind']})"
 
 
 def segment_at(rollout: Rollout, token: int) -> int:
@@ -186,7 +195,7 @@ def _picture(data: bytes | None) -> dict[str, Any]:
     return {"src": src, "w": width, "h": height, "note": note}
 
 
-def _trained(rollout: Rollout) -> list[bool]:
+def trained(rollout: Rollout) -> list[bool]:
     """True at tokens that entered the loss with some credit, zero included."""
     mask, credit = rollout.column("loss_mask"), rollout.column("advantages")
     return [
@@ -195,17 +204,21 @@ def _trained(rollout: Rollout) -> list[bool]:
     ]
 
 
+def text_columns(rollout: Rollout) -> dict[str, np.ndarray]:
+    """What cuts the page's text into tokens and segments: lengths in UTF-16 units, and in tokens."""
+    units = [len(tidy(piece).encode("utf-16-le")) // 2 for piece in rollout.pieces]
+    return {
+        "units": np.array(units, dtype=np.uint16 if max(units, default=0) < 2**16 else np.uint32),
+        # lengths rather than places: small numbers that repeat deflate to almost nothing
+        "seg": np.array([end - start for start, end in rollout.segments], dtype=np.uint32),
+    }
+
+
 def _columns(rollout: Rollout) -> dict[str, np.ndarray]:
     """Columns for the page. One that was not recorded is absent."""
     total = len(rollout.pieces)
     long = total > LONG
-    units = [len(tidy(piece).encode("utf-16-le")) // 2 for piece in rollout.pieces]
-    columns = {
-        "units": np.array(units, dtype=np.uint16 if max(units, default=0) < 2**16 else np.uint32),
-        # lengths rather than places: small numbers that repeat deflate to almost nothing
-        "seg": np.array([end - start for start, end in rollout.segments], dtype=np.uint32),
-        "seg_adv": floats(segment_credit(rollout), long),
-    }
+    columns = text_columns(rollout) | {"seg_adv": floats(segment_credit(rollout), long)}
     for name, source in (("seg_val", "segment_value"), ("seg_err", "segment_stderr")):
         if (column := rollout.segment_column(source)) is not None:
             columns[name] = floats(column, long)
@@ -229,7 +242,8 @@ def _columns(rollout: Rollout) -> dict[str, np.ndarray]:
     return columns
 
 
-def _facts(rollout: Rollout) -> dict[str, Any]:
+def facts(rollout: Rollout) -> dict[str, Any]:
+    """Reward, answer and what is known to be right, for the badges."""
     row = rollout.row
     parts = rollout.json("reward_parts")
     said = re.findall(r"<answer>(.*?)</answer>", rollout.text, re.S)
@@ -244,7 +258,7 @@ def _facts(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _prompt(rollout: Rollout) -> list[dict[str, Any]]:
+def prompt_of(rollout: Rollout) -> list[dict[str, Any]]:
     """Messages as [{role, parts}], a part is {text} or {image: sha256}."""
     messages, shas = rollout.json("prompt"), list(rollout.row.get("images") or [])
     if messages is None:
@@ -278,7 +292,7 @@ def _notices(rollout: Rollout) -> list[str]:
         return notes
     if rollout.column("advantages") is None:
         notes.append("No advantages are recorded: nothing is coloured.")
-    elif not any(_trained(rollout)):
+    elif not any(trained(rollout)):
         notes.append("No token of this rollout entered the loss.")
     if not rollout.row.get("segment_start") and not rollout.row.get("segment_ids"):
         notes.append("No segments are recorded: the completion is shown as a single one.")
@@ -300,8 +314,8 @@ def _short(text: Any, size: int = 200) -> str | None:
 
 def _fallback(rollout: Rollout, title: str) -> str:
     """Plain coloured spans, for a notebook viewer that runs no scripts."""
-    credit, trained = rollout.column("advantages"), _trained(rollout)
-    limit = symmetric_limit(credit or [], trained)
+    credit, in_loss = rollout.column("advantages"), trained(rollout)
+    limit = symmetric_limit(credit or [], in_loss)
     error = error_of(rollout)
     parts, shown = [], 0
     marks = segment_credit(rollout)
@@ -311,9 +325,9 @@ def _fallback(rollout: Rollout, title: str) -> str:
         told = "" if marks[m] is None else f" {signed(marks[m])}"
         parts.append(f'<sup style="border-left:2px solid;padding-left:2px;font-size:.7em">{m + 1}{told}</sup>')
         for t in range(start, min(end, FALLBACK_TOKENS)):
-            size = level(credit[t], limit) if credit and trained[t] and credit[t] is not None else 0
+            size = level(credit[t], limit) if credit and in_loss[t] and credit[t] is not None else 0
             style = f"background:{rgba(size)};border-{'top' if size > 0 else 'bottom'}:{1 + abs(size) // 4}px solid"
-            style = style if size else ("" if trained[t] else "opacity:.6;border-bottom:1px dotted")
+            style = style if size else ("" if in_loss[t] else "opacity:.6;border-bottom:1px dotted")
             if error and error["start"] <= t < error["end"]:
                 style += ";text-decoration:underline wavy #b00d4c"
             piece = rollout.pieces[t]

@@ -40,7 +40,8 @@ PALETTE = {
     "s4": ("#4b5563", "#b7bfcc"),
 }
 
-_METHODS = {
+#: Method -> how it is called where a person reads it.
+METHODS = {
     "ppo": "PPO",
     "grpo": "GRPO",
     "gspo": "GSPO",
@@ -57,7 +58,7 @@ def method_label(method: str | None) -> str:
     """How a method is called where a person reads it."""
     if not method:
         return "method not recorded"
-    return _METHODS.get(method.lower().replace("-", "_"), method)
+    return METHODS.get(method.lower().replace("-", "_"), method)
 
 
 def symmetric_limit(values: Sequence[float | None], trained: Sequence[bool] | None = None) -> float:
@@ -98,9 +99,14 @@ def rgba(size: int) -> str:
 
 
 #: Parts of the style sheet and of the one ES module, in the order in which they are joined.
-STYLES = ("base.css",)
+STYLES = (
+    "base.css", "stairs.css", "compare.css", "groups.css", "explore.css", "tree.css", "roles.css", "counterfactual.css",
+    "boundaries.css", "forensics.css", "board.css",
+)  # fmt: skip
 SCRIPTS = (
-    "base.js", "tokens.js", "ribbon.js", "stairs.js", "board.js", "report.js",
+    "base.js", "tokens.js", "ribbon.js", "stairs.js", "compare.js", "groups.js", "board.js", "report.js", "explore.js",
+    "tree.js", "roles.js", "counterfactual.js",
+    "boundaries.js", "forensics.js",
     "main.js",
 )  # fmt: skip
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 _BOOT = """
 const el = document.getElementById("segviz");
-render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent) });
+// in a frame of the app that serves this page, the app opens what is asked for
+const tell = window !== parent && /^http/.test(location.protocol)
+  ? (kind, more) => parent.postMessage({ segviz: kind, ...more }, location.origin) : null;
+if (tell) addEventListener("keydown", (event) => { if (event.key === "Escape") tell("close"); });
+render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent),
+  host: tell ? { open: ({ step, group, sample }) => tell("open", { step, group, sample }) } : undefined });
 """
 
 

@@ -11,13 +11,20 @@ import traitlets
 from segviz.theme import css, script
 from segviz.view import View, plain_json
 
+_SELECTION = {"key": str, "token": int, "segment": int, "node": int}
+
 
 class ViewWidget(anywidget.AnyWidget):
     """Shows a View and says what is chosen in it.
 
     `selection` is {key, token, segment, node}: what the reader chose last (key: "step/group/sample"). Set it to choose
-    from Python; link it to another widget's to make both show the same place. `show(view)` replaces what is shown.
-    `on_open(f)` calls f(step, group, sample) when the reader asks for another rollout.
+    from Python; link it to another widget's to make both show the same place. `show(view)` replaces what is shown and
+    keeps layer, selection and scrolling. `on_open(f)` calls f(step, group, sample) when the reader asks for another
+    rollout, `on_ask(f)` calls f(wish) with what else a view may ask for (a list: another page, another order).
+
+    A widget lives with its kernel. GitHub, nbconvert and notebooks that are not trusted show the view's static HTML. A
+    trusted notebook opened again in JupyterLab shows the widget only after its cell ran again, or where the notebook
+    holds the widgets' state (Settings, Save Widget State Automatically).
     """
 
     _esm = script()
@@ -27,19 +34,51 @@ class ViewWidget(anywidget.AnyWidget):
 
     def __init__(self, view: View, **kwargs: Any):
         super().__init__(data=plain_json(view.data), **kwargs)
+        self.view = view
         self._openers: list[Callable[[int, int, int], Any]] = []
+        self._askers: list[Callable[[Mapping[str, Any]], Any]] = []
         self.on_msg(self._hear)
 
     def show(self, view: View) -> None:
         """Show another View in the same place."""
+        self.view = view
         self.data = plain_json(view.data)
 
     def on_open(self, opener: Callable[[int, int, int], Any]) -> None:
         """Call `opener(step, group, sample)` whenever the reader asks for a rollout."""
         self._openers.append(opener)
 
-    def _hear(self, _: Any, content: Mapping[str, Any], __: Any) -> None:
-        wanted = content.get("open")
+    def on_ask(self, asker: Callable[[Mapping[str, Any]], Any]) -> None:
+        """Call `asker(wish)` whenever the reader asks the view for something else; what, says the view's module."""
+        self._askers.append(asker)
+
+    @traitlets.validate("selection")
+    def _known_places(self, proposal: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = proposal["value"]
+        for name, value in chosen.items():
+            want = _SELECTION.get(name)
+            if want is None or not (value is None or (isinstance(value, want) and not isinstance(value, bool))):
+                raise traitlets.TraitError(
+                    f"a selection has no {name}={value!r}; it is "
+                    '{"key": "step/group/sample", "token": int, "segment": int, "node": int}, each optional'
+                )
+        return chosen
+
+    def _hear(self, _: Any, content: Any, __: Any) -> None:
+        content = content if isinstance(content, Mapping) else {}
+        wanted, wish = content.get("open"), content.get("ask")
         if isinstance(wanted, Mapping) and all(isinstance(wanted.get(n), int) for n in ("step", "group", "sample")):
             for opener in self._openers:
                 opener(wanted["step"], wanted["group"], wanted["sample"])
+        if isinstance(wish, Mapping):
+            for asker in self._askers:
+                asker(wish)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return with_fallback(super()._repr_mimebundle_(**kwargs), self.view.fallback)
+
+
+def with_fallback(bundle: Any, fallback: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A widget's MIME bundle and static HTML for where none runs: GitHub, nbconvert, a notebook not trusted."""
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+    return {**data, "text/html": fallback}, metadata

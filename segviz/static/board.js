@@ -8,13 +8,16 @@ async function drawBoardPage(data, bus) {
 
 function drawBoard(data, bus) {
   const root = h("div", { class: "board" });
-  if (data.empty) return h("p", { class: "notice" }, data.empty);
+  const status = (data.status ?? []).map((words) => h("p", { class: "notice" }, visible(words)));
+  if (data.empty) return h("div", { class: "board" }, h("p", { class: "notice" }, data.empty), status);
+  if (status.length) root.append(h("div", {}, status));
   if (data.groups.length > 1 || data.groups.some((g) => g.runs > 1)) {
     root.append(h("p", { class: "quiet" }, data.groups.map((g) => `${g.label}: ${g.runs} run${g.runs > 1 ? "s" : ""}`).join(" · "),
       data.groups.some((g) => g.runs > 1) ? ". Line: mean over runs; band: lowest to highest." : ""));
   }
   const big = data.charts.filter((c) => c.share), small = data.charts.filter((c) => !c.share);
   const sync = [];
+  sync.open = stepOpener(data, bus);
   if (big.length) root.append(h("div", { class: `charts big${big.some((c) => c.panels) ? " panels" : ""}` }, big.map((c) => drawChart(c, sync))));
   if (small.length) root.append(h("div", { class: "charts" }, small.map((c) => drawChart(c, sync))));
   if (data.other.length) {
@@ -25,10 +28,60 @@ function drawBoard(data, bus) {
   return root;
 }
 
+/** `sync`: what moves the cursors of all charts; `sync.open(step, figure)` lists a step's rollouts, where there is a way. */
 function drawChart(chart, sync) {
   const panels = chart.panels ? [...new Set(chart.lines.map((l) => l.panel))] : [""];
-  return h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, visible(chart.title)), chart.hint ? h("span", {}, ` ${chart.hint}`) : null),
-    h("div", { class: "row" }, panels.map((panel) => drawPanel(chart, panel, chart.panels ? chart.lines.filter((l) => l.panel === panel) : chart.lines, sync))));
+  const open = sync.open && ((step, byKey) => sync.open(step, figure, byKey));
+  const figure = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, visible(chart.title)), chart.hint ? h("span", {}, ` ${chart.hint}`) : null),
+    h("div", { class: "row" }, panels.map((panel) => drawPanel(chart, panel, chart.panels ? chart.lines.filter((l) => l.panel === panel) : chart.lines, sync, open))),
+    floorWords(chart.floor), oddWords(chart, open));
+  return figure;
+}
+
+const floorWords = (floor) => floor && h("p", { class: "quiet bo-floor" },
+  `▼ ${floor.below.toLocaleString("en")} value${floor.below === 1 ? "" : "s"} below ${num(floor.at)} drawn at the edge; the lowest is ${num(floor.lowest)} at step ${floor.step}.`);
+
+/** Unusual steps in words, each one click from its rollouts. */
+function oddWords(chart, open) {
+  const found = chart.lines.flatMap((line) => (line.odd ?? []).map((odd) => ({ ...odd, line })));
+  if (!found.length) return null;
+  const show = (y) => (chart.share ? `${(100 * y).toFixed(1)} %` : num(y, 3));
+  return h("p", { class: "quiet bo-odd" }, h("span", { "aria-hidden": "true" }, "◇ "), "Unusual: ", found.map(({ step, y, usual, line }, i) => {
+    const name = [line.panel && line.panel !== line.label ? line.panel : "", line.label].filter(Boolean).map(visible).join(", ");
+    const words = `step ${step.toLocaleString("en")}`;
+    return [i ? "; " : null, open ? h("button", { type: "button", onclick: () => open(step, true) }, words) : h("b", {}, words),
+      ` ${name ? `${name} ` : ""}${show(y)}, around it ${show(usual)}`];
+  }), ".");
+}
+
+/** Lists the rollouts of a step under the chart where it was chosen. null where nothing could be shown or opened. */
+function stepOpener(data, bus) {
+  const lists = new Map();
+  for (const item of data.rollouts ?? []) lists.set(item.step, [...(lists.get(item.step) ?? []), item]);
+  if (!lists.size && !bus.opens) return null;
+  const place = h("section", { class: "bo-step", tabindex: -1 });
+  let back = null;
+  place.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation();
+    place.remove();
+    back?.focus();
+  });
+  return (step, figure, byKey) => {
+    if (!lists.size) return bus.open({ step });
+    const at = [...lists.keys()].reduce((best, x) => (Math.abs(x - step) < Math.abs(best - step) ? x : best));
+    const row = ({ step, group, sample, run, words }) => {
+      const key = { step, group, sample, ...(run ? { run } : {}) }, name = `${run ? `${visible(run)}, ` : ""}group ${group}, sample ${sample}`;
+      return h("li", {}, bus.opens ? h("button", { type: "button", onclick: () => bus.open(key) }, name) : h("b", {}, name), `: ${visible(words)}`);
+    };
+    back = document.activeElement;
+    place.replaceChildren(h("h3", {}, `Rollouts of step ${at.toLocaleString("en")}`, h("span", {}, at === step ? "" : ` the nearest to step ${step.toLocaleString("en")} that is listed`)),
+      h("ul", {}, lists.get(at).map(row)),
+      bus.opens ? null : h("p", { class: "quiet" }, "To look at one: ", h("code", {}, `sv.ribbon(run.rollout(${at}, group, sample))`)));
+    place.setAttribute("aria-label", `Rollouts of step ${at}`);
+    figure.append(place);
+    if (byKey) (place.querySelector("button") ?? place).focus();
+  };
 }
 
 /** A line with its neighbours' mean, where it has many points: { y, wide }. */
@@ -43,7 +96,7 @@ function smooth(line) {
   return { y, wide };
 }
 
-function drawPanel(chart, panel, lines, sync) {
+function drawPanel(chart, panel, lines, sync, open) {
   const marks = ["●", "■", "▲", "◆", "●"];
   const readings = lines.map(() => h("b", {}));
   const single = !lines[0].label;  // one run, one metric: the title says what it is
@@ -70,14 +123,16 @@ function drawPanel(chart, panel, lines, sync) {
   onWidth(box, (width) => {
     const height = chart.share ? 190 : 130, left = 46, right = 12, top = 8, bottom = 22;
     let low = Infinity, high = -Infinity;
-    for (const l of lines) for (const list of [l.y, l.low ?? [], l.high ?? []]) for (const y of list) { low = Math.min(low, y); high = Math.max(high, y); }
+    for (const l of lines) for (const list of [l.y, l.low ?? [], l.high ?? [], (l.odd ?? []).map((o) => o.y)]) for (const y of list) { low = Math.min(low, y); high = Math.max(high, y); }
+    if (chart.floor) low = chart.floor.at;
     if (chart.share) [low, high] = [0, 1];
     else if (low > 0 && low < 0.5 * high) low = 0;
-    if (high === low) [low, high] = [low - (Math.abs(low) * 0.1 || 1), high + (Math.abs(high) * 0.1 || 1)];
+    if (high === low) [low, high] = low >= 0 ? [0, 2 * high || 1] : [2 * low, 0];
     const [x0, x1] = [steps[0], Math.max(steps.at(-1), steps[0] + 1)];
     const X = (x) => left + ((width - left - right) * (x - x0)) / (x1 - x0);
-    const Y = (y) => top + (height - top - bottom) * (1 - (y - low) / (high - low));
-    const svg = s("svg", { width, height, tabindex: 0, role: "img", "aria-label": chartWords(chart, panel, lines) });
+    const Y = (y) => top + (height - top - bottom) * (1 - (Math.max(y, low) - low) / (high - low));
+    const hint = open ? ". Arrow keys move over the steps, Enter lists the rollouts of one" : "";
+    const svg = s("svg", { width, height, tabindex: 0, role: "img", "aria-label": chartWords(chart, panel, lines) + hint, class: open ? "opens" : null });
     for (const y of ticks(low, high, chart.share ? 4 : 3)) {
       svg.append(s("line", { x1: left, x2: width - right, y1: Y(y), y2: Y(y), class: "grid" }),
         s("text", { x: left - 7, y: Y(y) + 4, class: "tick end" }, chart.share ? `${Math.round(100 * y)} %` : num(y)));
@@ -97,6 +152,11 @@ function drawPanel(chart, panel, lines, sync) {
       if (!single) for (let j = (l.x.length - 1) % every; j < l.x.length; j += every) svg.append(marker(l.style, X(l.x[j]), Y(ys[j])));
       else if (l.x.length === 1) svg.append(marker(l.style, X(l.x[0]), Y(ys[0])));
     });
+    for (const l of lines) {
+      for (const odd of l.odd ?? []) svg.append(s("path", { d: `M${X(odd.step)} ${Y(odd.y) - 7}l7 7l-7 7l-7 -7z`, class: `oddmark c${l.style % 5}` },
+        s("title", {}, `step ${odd.step}: ${num(odd.y)}, around it ${num(odd.usual)}`)));
+      if (chart.floor) l.x.forEach((x, j) => { if (l.y[j] < low) svg.append(s("path", { d: `M${X(x) - 4} ${Y(low) - 5}h8l-4 6z`, class: `mark c${l.style % 5}` })); });
+    }
     const cursor = s("line", { y1: top, y2: height - bottom, class: "cursor" }), dots = s("g", {});
     svg.append(cursor, dots);
     let place = steps.length - 1;
@@ -109,13 +169,19 @@ function drawPanel(chart, panel, lines, sync) {
       dots.replaceChildren(...lines.filter((l) => nearest(l, step) !== null).map((l) => s("circle", { cx: X(step), cy: Y(nearest(l, step)), r: 3.5, class: `spot c${l.style % 5}` })));
     };
     put(null);
-    svg.addEventListener("pointermove", (event) => {
+    const under = (event) => {
       const x = x0 + ((event.clientX - svg.getBoundingClientRect().left - left) * (x1 - x0)) / (width - left - right);
-      everywhere(steps.reduce((best, y) => (Math.abs(y - x) < Math.abs(best - x) ? y : best), steps[0]));
-    });
+      return steps.reduce((best, y) => (Math.abs(y - x) < Math.abs(best - x) ? y : best), steps[0]);
+    };
+    svg.addEventListener("pointermove", (event) => everywhere(under(event)));
     svg.addEventListener("pointerleave", () => everywhere(null));
+    if (open) svg.addEventListener("click", (event) => open(under(event)));
     svg.addEventListener("blur", () => everywhere(null));
     svg.addEventListener("keydown", (event) => {
+      if (open && (event.key === "Enter" || event.key === " ")) {
+        event.preventDefault();
+        return open(steps[place], true);
+      }
       const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!way) return;
       event.preventDefault();

@@ -15,11 +15,7 @@ async function drawRibbon(data, pictures, bus) {
   const root = h("article", { class: "ribbon", "aria-label": `${data.title} ${data.where}` });
   view.root = root;
   root.append(
-    h("header", { class: "rb-head" },
-      h("p", { class: "eyebrow" }, visible(data.where), " · ", h("b", {}, visible(data.method))),
-      h("h2", {}, data.title),
-      h("p", { class: "verdict" }, data.verdict.map((line, i) => [i ? " " : null, h(i ? "span" : "strong", {}, visible(line))])),
-      badges(data)),
+    heading(data), badges(data),
     ask(data, pictures));
   for (const note of data.notices) root.append(h("p", { class: "notice" }, note));
   if (!k.n) return root;
@@ -44,6 +40,14 @@ async function drawRibbon(data, pictures, bus) {
     show(view, clamp(chosen.token, 0, k.n - 1));
   });
   return root;
+}
+
+/** Which rollout, what is asked and the answer in words. */
+function heading(data) {
+  return h("header", { class: "rb-head" },
+    h("p", { class: "eyebrow" }, visible(data.where), data.method ? [" · ", h("b", {}, visible(data.method))] : null),
+    h("h2", {}, visible(data.title)),
+    h("p", { class: "verdict" }, data.verdict.map((line, i) => [i ? " " : null, h(i ? "span" : "strong", {}, visible(line))])));
 }
 
 const usable = (k, layer) => Boolean(layer) && layer.needs.split(" ").some((name) => k[name]);

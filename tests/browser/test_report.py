@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 import segviz as sv
 from tests.fake_run import HOSTILE, hostile_row, long_row, row, write_run
 
 pytestmark = pytest.mark.browser
-
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-
 
 #: Labels over and under segments of which one lies on another.
 OVERLAPS = """() => {
@@ -27,41 +21,6 @@ OVERLAPS = """() => {
   }));
   return found;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """show(view or path, width, scheme) -> the page. Afterwards: nothing was fetched, logged or thrown."""
-    noise, contexts = [], []
-
-    def show(view, width: int = 1280, scheme: str = "light") -> Page:
-        path = view.save(tmp_path / "page.html") if isinstance(view, sv.View) else view
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce"
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: (noise.append("dialog"), dialog.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else noise.append(r.url))
-        page.goto(f"file://{path}")
-        page.wait_for_selector("#segviz > :not(noscript)")
-        return page
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert noise == []
 
 
 @pytest.fixture(scope="module")
