@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from segviz.board import board_data
+from segviz.board import board_data, telling
 from segviz.ribbon import LONG, pictures, ribbon_data
 from segviz.run import Rollout, RolloutTable, Run
 from segviz.theme import level, symmetric_limit
@@ -16,6 +17,7 @@ from segviz.view import View, escape, tidy
 Key = tuple[int, int, int]  #: step, group, sample
 
 THUMBNAIL = 64  #: stripes of a gallery button
+ODD_STEPS = 3  #: unusual steps whose rollouts travel with the page
 
 #: Kind of rollout -> why it is worth a look.
 KINDS = {
@@ -55,17 +57,25 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     images: dict[str, dict[str, Any]] = {}
     ribbons: dict[Key, int] = {}
     drawn: list[dict[str, Any]] = []
+
+    def embed(key: Key) -> int:
+        if key not in ribbons:
+            rollout = run.rollout(*key)
+            images.update(pictures(rollout))
+            ribbons[key] = len(drawn)
+            drawn.append(ribbon_data(rollout) | {"strip": thumbnail(rollout)})
+        return ribbons[key]
+
     for kind, key in chosen:
         if key is None:
             gallery.append({"kind": kind[1], "step": kind[0], "ribbon": None})
             continue
         name = kind if isinstance(kind, str) else kind[1]
-        if key not in ribbons:
-            rollout = run.rollout(*key)
-            images |= pictures(rollout)
-            ribbons[key] = len(drawn)
-            drawn.append(ribbon_data(rollout) | {"strip": thumbnail(rollout)})
-        gallery.append({"kind": name, "why": KINDS[name], "step": key[0], "ribbon": ribbons[key]})
+        gallery.append({"kind": name, "why": KINDS[name], "step": key[0], "ribbon": embed(key)})
+    board = board_data([run])
+    board["rollouts"] = listed(run, board, {key[0] for _, key in chosen if key}) if rollouts is None else []
+    for item in board["rollouts"]:
+        embed((item["step"], item["group"], item["sample"]))
     title = f"{run.name} · {run.method_label}"
     data = {
         "kind": "report",
@@ -74,7 +84,7 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         "method": run.method_label,
         "facts": facts(run),
         "headline": headline(run),
-        "board": board_data([run]),
+        "board": board,
         "gallery": gallery,
         "ribbons": drawn,
         "pictures": images,
@@ -82,6 +92,21 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     }
     lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in data["facts"])
     return View("report", title, data, f"<h3>{escape(title)}</h3><ul>{lines}</ul>")
+
+
+def listed(run: Run, board: dict[str, Any], steps: set[int]) -> list[dict[str, Any]]:
+    """Telling rollouts of `steps` and of the steps that are unusual in most charts: what the board's curves lead to.
+    Very long ones stay out of the page."""
+    marks = Counter(odd["step"] for chart in board["charts"] for line in chart["lines"] for odd in line.get("odd", ()))
+    recorded = run.steps
+    odd = [min(recorded, key=lambda s: abs(s - step)) for step, _ in marks.most_common(ODD_STEPS)] if recorded else []
+    short = {
+        (row["step"], row["group"], row["sample"])
+        for step in steps | set(odd)
+        for row in run.rollouts_at(step)
+        if row["tokens"] is None or row["tokens"] <= LONG
+    }
+    return [item for item in telling([run]) if (item["step"], item["group"], item["sample"]) in short]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -126,6 +126,8 @@ def verdict(rollout: Rollout) -> list[str]:
         first = "Every advantage is zero: this rollout taught the policy nothing."
     elif len(credit) == 1:
         first = f"The whole completion got one advantage, {signed(known[0])}: this method names no segment."
+    elif len(known) == len(credit) and max(known) - min(known) < 1e-6:
+        first = f"Every segment got the same advantage, {signed(known[0])}: this method names none."
     elif worst is None:
         best = max((value, m) for m, value in enumerate(credit) if value is not None)
         first = f"No segment was blamed. Segment {best[1] + 1} earned most: {signed(best[0])}."

@@ -22,9 +22,9 @@ class ViewWidget(anywidget.AnyWidget):
     keeps layer, selection and scrolling. `on_open(f)` calls f(step, group, sample) when the reader asks for another
     rollout, `on_ask(f)` calls f(wish) with what else a view may ask for (a list: another page, another order).
 
-    A widget lives with its kernel. GitHub, nbconvert and notebooks that are not trusted show the view's static HTML. A
-    trusted notebook opened again in JupyterLab shows the widget only after its cell ran again, or where the notebook
-    holds the widgets' state (Settings, Save Widget State Automatically).
+    A widget lives with its kernel. Notebooks that are not trusted, and nbconvert where the notebook holds no widget
+    state, show the view's static HTML. A trusted notebook opened again in JupyterLab waits for the widget until its
+    cell runs again.
     """
 
     _esm = script()

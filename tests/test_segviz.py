@@ -450,7 +450,9 @@ def test_the_report_is_one_file_with_the_runs_facts(run, tmp_path):
     assert "torch" in facts["versions"]
     assert [tile["label"] for tile in data["headline"]] == ["answer", "perception", "grounded"]
     assert data["headline"][0]["start"] == pytest.approx(run.metrics["eval/answer"].values[0])
-    assert len(data["ribbons"]) == len({e["ribbon"] for e in data["gallery"]})
+    shown = {data["ribbons"][e["ribbon"]]["key"] for e in data["gallery"]}
+    listed = {"{step}/{group}/{sample}".format(**item) for item in data["board"]["rollouts"]}
+    assert sorted(ribbon["key"] for ribbon in data["ribbons"]) == sorted(shown | listed)
     assert sv.report(run) == run.path / "report.html"
     (run.path / "report.html").unlink()
 

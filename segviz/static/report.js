@@ -1,6 +1,9 @@
 // --- the report -------------------------------------------------------------------------------------------------
 
 async function drawReport(data, bus) {
+  const gallery = h("section", { class: "gallery" }, h("h2", {}, "Rollouts worth a look"));
+  const places = new Map(data.ribbons.map((ribbon, i) => [ribbon.key, i]));
+  if (data.board.rollouts.length) bus.onOpen((key) => places.has(keyOf(key)) && Boolean(gallery.show?.(places.get(keyOf(key)))));
   const facts = data.facts.filter(([name]) => !["versions", "commit", "machine"].includes(name));
   const rest = data.facts.filter(([name]) => ["versions", "commit", "machine"].includes(name));
   const list = (items) => h("dl", { class: "facts" }, items.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, visible(value)))));
@@ -10,9 +13,8 @@ async function drawReport(data, bus) {
       rest.length ? h("details", {}, h("summary", {}, "Versions and machine"), list(rest)) : null,
       data.problems.map((line) => h("p", { class: "notice" }, visible(line)))),
     h("section", {}, h("h2", {}, data.board.title), drawBoard(data.board, bus)));
-  const gallery = h("section", { class: "gallery" }, h("h2", {}, "Rollouts worth a look"));
   root.append(gallery);
-  if (data.ribbons.length) gallery.append(await drawGallery(data, bus));
+  if (data.ribbons.length) await drawGallery(gallery, data, bus);
   else gallery.append(h("p", { class: "notice" }, "No rollouts are recorded yet."));
   return root;
 }
@@ -23,7 +25,8 @@ function tile({ label, note, start, end, steps }) {
     h("p", { class: "quiet" }, `${change >= 0 ? "▲ +" : "▼ −"}${Math.abs(100 * change).toFixed(1)} points, ${note}, steps ${steps[0]} to ${steps[1]}`));
 }
 
-async function drawGallery(data, bus) {
+/** Fills `place`; `place.show(i)` shows the ribbon number i. */
+async function drawGallery(place, data, bus) {
   const stage = h("div", { class: "stage" }), why = h("p", { class: "caption", "aria-live": "polite" });
   const kinds = [...new Set(data.gallery.map((g) => g.kind))], steps = [...new Set(data.gallery.map((g) => g.step))];
   const buttons = [];
@@ -49,7 +52,18 @@ async function drawGallery(data, bus) {
     })))));
   const first = data.gallery.findLastIndex((g) => g.ribbon !== null && /error|blamed/i.test(g.kind));
   await choose(first >= 0 ? first : data.gallery.findIndex((g) => g.ribbon !== null));
-  return h("div", {}, table, why, stage);
+  place.append(table, why, stage);
+  place.show = (i) => {
+    const at = data.gallery.findIndex((g) => g.ribbon === i);
+    if (at >= 0) choose(at);
+    else {
+      buttons.forEach(({ el }) => el.setAttribute("aria-pressed", "false"));
+      why.replaceChildren(h("b", {}, visible(data.ribbons[i].where)));
+      drawRibbon(data.ribbons[i], data.pictures, bus).then((ribbon) => stage.replaceChildren(ribbon));
+    }
+    why.scrollIntoView({ block: "start" });
+    return true;
+  };
 }
 
 /** A rollout's credit at a glance. Bars go up for positive and down for negative credit. */

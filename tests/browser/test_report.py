@@ -225,6 +225,20 @@ def test_the_gallery_switches_rollouts_and_keeps_the_layer(show, report):
     assert "SAPO (segment-aligned)" in page.locator("h1").inner_text()
 
 
+def test_a_step_of_the_curves_leads_to_its_rollouts(show, report):
+    page = show(report)
+    chart = page.locator(".chart svg[tabindex]").first
+    chart.focus()
+    chart.press("Enter")
+    item = page.locator(".bo-step li button").first
+    words = item.inner_text()
+    item.press("Enter")
+    page.wait_for_function(
+        "words => document.querySelector('.stage .eyebrow').innerText.includes(words)", arg=words.replace(", ", " · ")
+    )
+    assert page.locator(".stage .t").count() > 3
+
+
 def test_the_crosshair_tells_every_line(show, report, run):
     page = show(report)
     page.wait_for_selector(".board .plot .curve", state="attached")
