@@ -1,4 +1,4 @@
-"""The command line: `segpo train`, `demo`, `evaluate`, `credit`, `report`, `warmup`."""
+"""The command line: `segpo train`, `demo`, `evaluate`, `credit`, `app`, `report`, `warmup`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import errno
 import json
 import logging
 import os
+import subprocess
 import sys
-import webbrowser
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # the commands import what they need: torch takes seconds, `s
 
 COMMANDS = {
     "train": "train a policy (settings from a YAML file and flags; `segpo train --help` lists them all)",
-    "demo": "train the small embedded policy and write its report",
+    "demo": "train the small embedded policy, watch it in the app, and write its report",
     "evaluate": "measure a model or a checkpoint on held-out problems",
     "credit": "compute other methods' credit for a run's recorded rollouts",
+    "app": "watch runs in a browser while they train: curves, every rollout, comparisons",
     "report": "write one offline HTML file about a run",
     "warmup": "make the small embedded policy from nothing",
 }
@@ -112,7 +113,7 @@ def _run(config: TrainConfig) -> Path:
 
 
 def _demo(argv: list[str]) -> int:
-    """Train as configs/demo.yaml says, write the report and show it. `--no-app` shows nothing."""
+    """Train as configs/demo.yaml says with the app beside it, and write the report. `--no-app` shows nothing."""
     from segpo_core.config import load_yaml
 
     show = "--no-app" not in argv and sys.stdout.isatty()
@@ -121,11 +122,25 @@ def _demo(argv: list[str]) -> int:
     config = parse_train([a for a in argv if a != "--no-app"], "segpo demo", defaults)
     console = Console(stderr=True)
     console.print(f"Training with {config.algo.title}; Ctrl-C ends after the step at hand. Run: {config.output_dir}")
-    directory = _run(config)
-    code = _report([str(directory)])
-    if show:
-        webbrowser.open((directory / "report.html").resolve().as_uri())
+    app = _beside(Path(config.output_dir).parent) if show else None
+    try:
+        code = _report([str(_run(config))])
+        if app is not None and app.poll() is None:
+            console.print("The app stays open beside the finished run; Ctrl-C ends it.")
+            app.wait()
+    except KeyboardInterrupt:
+        code = 0
+    finally:
+        if app is not None:
+            app.terminate()
+            app.wait()
     return code
+
+
+def _beside(runs: Path) -> subprocess.Popen:
+    """The app in a process of its own, so that neither waits for the other; Ctrl-C is for the training."""
+    command = [sys.executable, "-m", "segpo_core.cli", "app", str(runs), "--open"]
+    return subprocess.Popen(command, start_new_session=True)
 
 
 def _fresh(name: str) -> Path:
@@ -155,6 +170,12 @@ def _credit(argv: list[str]) -> int:
     return 0
 
 
+def _app(argv: list[str]) -> int:
+    from segviz.app.main import main as app
+
+    return app(argv)
+
+
 def _report(argv: list[str]) -> int:
     import segviz
 
@@ -173,8 +194,8 @@ def _evaluate(argv: list[str]) -> int:
     from segpo_core import policy
     from segpo_core.evaluate import evaluate
     from segpo_core.generate import Sampler
+    from segpo_core.policy import find_model
     from segpo_core.tasks import load_task
-    from segpo_core.train import find_model
 
     parser = argparse.ArgumentParser(prog="segpo evaluate", description="Measure a model on held-out problems (JSON).")
     parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="model directory, such as a run's checkpoint")

@@ -24,21 +24,33 @@ from torch import Tensor
 
 from segpo_core import checkpoint, evaluate, record
 from segpo_core.algos import METHODS, Method, SPOTree
+from segpo_core.algos.base import without_cut
 from segpo_core.algos.vineppo import ChainMethod
 from segpo_core.config import TrainConfig, from_dict, method_class
 from segpo_core.contrasts import contrasts
 from segpo_core.critic import ActorCritic, score
 from segpo_core.generate import Sampler
 from segpo_core.inputs import Prompts
-from segpo_core.policy import eos_token_ids, get_tokenizer, load_model, load_processor, suppressed_token_ids
+from segpo_core.policy import (
+    eos_token_ids,
+    find_model,
+    get_tokenizer,
+    load_model,
+    load_processor,
+    suppressed_token_ids,
+)
 from segpo_core.rewards import load_reward
 from segpo_core.rows import rollout_rows, rollouts_from_rows
 from segpo_core.tasks import load_task
-from segpo_core.train import find_model, without_cut
 from segpo_core.types import Rollouts
 
 
-def recompute(directory: str | Path, methods: Sequence[str], steps: Sequence[int] | None = None) -> list[Path]:
+def recompute(
+    directory: str | Path,
+    methods: Sequence[str],
+    steps: Sequence[int] | None = None,
+    critic: str | Path | None = None,
+) -> list[Path]:
     """Compute and store the credit that methods give recorded rollouts. Returns the files, method by method.
 
     The run's own method has the settings of the run, any other its defaults.
@@ -47,12 +59,13 @@ def recompute(directory: str | Path, methods: Sequence[str], steps: Sequence[int
         directory: the run.
         methods: names, as in `segpo train --method`.
         steps: which; None: all that were recorded.
+        critic: a run of the same model whose critic is asked for values that were not recorded; None: this run's own.
 
     Raises:
         ValueError: no run, an unknown method, a step that was not recorded, or a method that cannot be computed here
             (those that can are named); nothing was written then.
     """
-    run = Run(Path(directory))
+    run = Run(Path(directory), Path(critic or directory))
     chosen = [run.method(name) for name in methods]
     there = record.rollout_steps(directory)
     steps = there if steps is None else list(steps)
@@ -69,6 +82,12 @@ class Run:
     """A recorded run."""
 
     directory: Path
+    critic: Path | None = None  #: the run whose critic is asked; None: this one
+
+    @cached_property
+    def judge(self) -> Run:
+        """The run whose critic is asked."""
+        return self if self.critic in (None, self.directory) else Run(self.critic)
 
     @cached_property
     def config(self) -> TrainConfig:
@@ -101,7 +120,8 @@ class Run:
         values, chains, roles = self.missing(method, rollouts)
         if isinstance(method, SPOTree) and rollouts.node_ids is None:
             return "its values are those of a tree, and these completions were sampled one by one"
-        if values and (self.checkpoint is None or not (self.checkpoint / "critic.safetensors").exists()):
+        known = self.judge.checkpoint
+        if values and (known is None or not (known / "critic.safetensors").exists()):
             return "it needs a critic's values, and this run has no critic"
         if (chains or roles) and self.checkpoint is None:
             return "it needs the policy, and this run has no checkpoint"
@@ -174,7 +194,7 @@ class Run:
         parts = []
         for rows in torch.arange(len(rollouts)).split(self.config.per_device_train_batch_size):
             batch = prompts.batch(rollouts.group[rows])
-            parts.append(score(self.policy[0], batch, rollouts.completion_ids[rows], rollouts.mask[rows]).values)
+            parts.append(score(self.judge.policy[0], batch, rollouts.completion_ids[rows], rollouts.mask[rows]).values)
         return torch.cat(parts)
 
     def reward_of(self, examples: list[dict]):

@@ -29,7 +29,8 @@ from segviz.readers import read_trl, read_verl
 from segviz.report import report
 from segviz.ribbon import ribbon
 from segviz.roles import roles
-from segviz.run import Rollout, Run, open  # noqa: A004
+from segviz.rollout import Rollout
+from segviz.run import Run, open  # noqa: A004
 from segviz.staircase import staircase
 from segviz.tree import tree
 from segviz.view import View

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from segviz.run import Rollout
+from segviz.rollout import Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segviz.ribbon import error_of, key_of, where
-from segviz.run import Rollout
+from segviz.rollout import Rollout
 from segviz.theme import method_label
 from segviz.view import View, escape, floats, pack, tidy
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from segpo_core.record import read_rollouts
-from segviz.run import Rollout, Run
+from segviz.rollout import Rollout
+from segviz.run import Run
 
 MOST = 4096  #: rollouts that are read of a long run, the latest ones
 

@@ -10,7 +10,8 @@ from typing import Any
 from segviz.dump import Dump
 from segviz.ribbon import key_of, segment_credit
 from segviz.ribbon import where as where_of
-from segviz.run import Rollout, Run
+from segviz.rollout import Rollout
+from segviz.run import Run
 from segviz.statistics import wilson
 from segviz.theme import method_label
 from segviz.view import View, escape, tidy

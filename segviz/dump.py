@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segviz.run import LIGHT, Rollout, Run, Series
+from segviz.rollout import Rollout
+from segviz.run import LIGHT, RolloutTable, Run, Series
 
 #: Reads a file: (rows with the columns of ROLLOUT_SCHEMA, what a reader should know about them).
 Reader = Callable[[Path], tuple[list[dict[str, Any]], set[str]]]
@@ -81,6 +82,10 @@ class Dump(Run):
                 series.steps.append(step)
                 series.values.append(value)
         return found
+
+    @property
+    def rollouts(self) -> RolloutTable:
+        return RolloutTable([row for step in self.steps for row in self._step(step)])
 
     @property
     def problems(self) -> list[str]:

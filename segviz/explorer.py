@@ -13,7 +13,8 @@ import traitlets
 from segviz.controls import Controls
 from segviz.listing import PAGE, Filter, listing, narrow, ordered
 from segviz.ribbon import key_of
-from segviz.run import Rollout, Run
+from segviz.rollout import Rollout
+from segviz.run import Run
 from segviz.tabs import Tabs
 from segviz.widget import ViewWidget, with_fallback
 

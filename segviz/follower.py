@@ -14,10 +14,11 @@ import traitlets
 
 from segpo_core.record import SchemaError
 from segviz.board import board
-from segviz.follow import LiveRun
+from segviz.follow import pulse
 from segviz.listing import PAGE, listing, ordered
 from segviz.ribbon import key_of, ribbon
-from segviz.run import Rollout
+from segviz.rollout import Rollout
+from segviz.run import Run
 from segviz.status import status
 from segviz.view import View
 from segviz.widget import ViewWidget, with_fallback
@@ -47,10 +48,11 @@ class Follower(ipywidgets.VBox):
 
     def __init__(self, path: Path, every: float, loop: asyncio.AbstractEventLoop):
         self.path, self.every = path, every
-        self.run: LiveRun | None = None
+        self.run: Run | None = None
         self.rollout: Rollout | None = None
         self._manifest: tuple | None = None  # what tells whether run.json is still the same
         self._newest: int | None = None
+        self._last: int | None = None  # last step whose metrics were seen
         self._rows: list[Mapping[str, Any]] = []
         self._sort, self._descending, self._page = "lowest", False, 0
         self._shown: dict[str, Any] = {}
@@ -158,11 +160,12 @@ class Follower(ipywidgets.VBox):
             return "waiting", f"{self.path} has no run.json yet, so it is not a run, or not yet.{there}"
         stamp = (facts.st_mtime_ns, facts.st_ino)
         if self.run is None or stamp != self._manifest:
-            self.run, self._newest, self._rows = LiveRun(self.path), None, []
+            self.run, self._newest, self._rows = Run(self.path), None, []
             self._manifest = stamp
             if not self.pinned:
                 self.rollout = None
-        last, quiet, pace = self.run.pulse()
+        last, quiet, pace = pulse(self.run)
+        self._last = last
         goal = self.run.config.get("max_steps")
         told = self._told(self.run)
         if isinstance(goal, int) and last is not None and last >= goal:
@@ -173,10 +176,10 @@ class Follower(ipywidgets.VBox):
             return "stalled", f"{told} No new file for {_span(quiet)}{usual}."
         return "running", told + (f" A step takes {_span(pace)}." if pace else "")
 
-    def _told(self, run: LiveRun | None) -> str:
+    def _told(self, run: Run | None) -> str:
         if run is None:
             return "Nothing was seen."
-        last, goal = run.last, run.config.get("max_steps")
+        last, goal = self._last, run.config.get("max_steps")
         of = f" of {goal:,}" if isinstance(goal, int) else ""
         return f"{run.name}: " + ("no step yet." if last is None else f"step {last:,}{of}.")
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from segviz.ribbon import error_of, pictures, prompt_of, signed, trained
-from segviz.run import Rollout, Run
+from segviz.rollout import Rollout
+from segviz.run import Run
 from segviz.theme import method_label
 from segviz.view import View, escape, tidy
 

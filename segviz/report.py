@@ -10,7 +10,8 @@ from typing import Any
 
 from segviz.board import board_data, telling
 from segviz.ribbon import LONG, pictures, ribbon_data
-from segviz.run import Rollout, RolloutTable, Run
+from segviz.rollout import Rollout
+from segviz.run import RolloutTable, Run
 from segviz.theme import level, symmetric_limit
 from segviz.view import View, escape, tidy
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segviz.run import TOKEN_NUMBERS, Rollout
+from segviz.rollout import TOKEN_NUMBERS, Rollout
 from segviz.theme import level, method_label, rgba, symmetric_limit
 from segviz.view import View, escape, floats, pack, tidy
 

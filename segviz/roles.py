@@ -21,7 +21,7 @@ from segviz.ribbon import (
     trained,
     where,
 )
-from segviz.run import Rollout
+from segviz.rollout import Rollout
 from segviz.theme import method_label
 from segviz.view import View, escape, floats, pack
 

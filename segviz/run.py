@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpo_core.record import (
-    CREDIT_SCHEMA,
+    METRIC_SCHEMA,
     ROLLOUT_SCHEMA,
     SchemaError,
     read_credit,
     read_manifest,
-    read_metrics,
     read_nodes,
-    read_rollouts,
     rollout_steps,
+    step_name,
 )
+from segviz.rollout import Rollout
 from segviz.theme import method_label
 
 #: Columns that say what a rollout is without its token streams. `segment_*` lists are short.
@@ -30,17 +28,10 @@ LIGHT = (
     "step group sample method example_id answer reward finished answer_right perception_right reasoning_right "
     "error_kind segment_end segment_advantage"
 ).split()
+LIGHT_SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in LIGHT])
 
-#: Per-token columns of a rollout that hold numbers.
-TOKEN_NUMBERS = (
-    "sampled_logprobs old_logprobs new_logprobs ref_logprobs entropy values advantages weights returns ratio "
-    "perception_contrast reasoning_contrast"
-).split()
-#: What a method decided, and what only its own training can tell: not true of the completion under another method.
-DECIDED = frozenset(CREDIT_SCHEMA.names) - {"step", "group", "sample"} | {
-    "returns", "ratio", "clipped", "new_logprobs", "node_ids",
-}  # fmt: skip
-TOKEN_OTHERS = ("token_ids", "role_ids", "loss_mask", "segment_ids", "clipped")
+#: When a file changed last, in ns, and its size.
+Stamp = tuple[int, int]
 
 
 class Series(NamedTuple):
@@ -48,90 +39,6 @@ class Series(NamedTuple):
 
     steps: list[int]
     values: list[float]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One completion with everything recorded about it. `row` has the columns of `ROLLOUT_SCHEMA`."""
-
-    row: Mapping[str, Any]
-    images: Mapping[str, bytes] = field(default_factory=dict, repr=False)  #: sha256 -> PNG; a missing one is absent
-    run_name: str = ""
-
-    def __repr__(self) -> str:
-        ids = ", ".join(f"{name}={self.row.get(name)}" for name in ("step", "group", "sample", "method"))
-        return f"Rollout({ids}, tokens={len(self.pieces)}, reward={self.row.get('reward')})"
-
-    @cached_property
-    def text(self) -> str:
-        return self.row.get("text") or ""
-
-    @cached_property
-    def pieces(self) -> list[str]:
-        """Token texts, joined they are the text. Without recorded pieces: the whole text as a single one."""
-        pieces = self.row.get("pieces")
-        if pieces is None:
-            return [self.text] if self.text else []
-        return [piece or "" for piece in pieces]
-
-    def column(self, name: str) -> list | None:
-        """A per-token column, or None where it was not recorded or does not fit the tokens."""
-        column = self.row.get(name)
-        if column is None or len(column) != len(self.pieces):
-            return None
-        return None if all(item is None for item in column) else list(column)
-
-    @cached_property
-    def problems(self) -> list[str]:
-        """What is wrong with the row, in words."""
-        found = []
-        if self.row.get("pieces") is None and self.text:
-            found.append("Token pieces were not recorded; the text is shown as a single token.")
-        elif self.row.get("text") is not None and "".join(self.pieces) != self.text:
-            found.append("The recorded pieces do not join to the recorded text; the pieces are shown.")
-        for name in (*TOKEN_NUMBERS, *TOKEN_OTHERS):
-            column = self.row.get(name)
-            if column is not None and len(column) != len(self.pieces):
-                found.append(f"{name} has {len(column)} entries for {len(self.pieces)} tokens and is left out.")
-        return found
-
-    @cached_property
-    def segments(self) -> list[tuple[int, int]]:
-        """(start, end) in tokens, end exclusive, covering every token once. One segment where none were recorded."""
-        total = len(self.pieces)
-        starts, ends = self.row.get("segment_start"), self.row.get("segment_end")
-        if starts and ends and len(starts) == len(ends):
-            spans = list(zip(starts, ends, strict=True))
-            if all(a < b for a, b in spans) and [a for a, _ in spans] + [total] == [0] + [b for _, b in spans]:
-                return spans
-        ids = self.column("segment_ids")
-        if ids:
-            cuts = [t for t in range(1, total) if ids[t] != ids[t - 1]]
-            return list(zip([0, *cuts], [*cuts, total], strict=True))
-        return [(0, total)] if total else []
-
-    def segment_column(self, name: str) -> list | None:
-        """A per-segment column (`segment_advantage`, …), or None where it was not recorded or does not fit."""
-        column = self.row.get(name)
-        if column is None or len(column) != len(self.segments) or all(item is None for item in column):
-            return None
-        return list(column)
-
-    def judged(self, credit: Mapping[str, Any]) -> Rollout:
-        """The same completion with the credit of another method; `credit` has columns of `CREDIT_SCHEMA`.
-
-        What was measured on the completion stays (log-probabilities, values); what the first method decided goes.
-        """
-        kept = {name: value for name, value in self.row.items() if name not in DECIDED}
-        decided = {name: credit[name] for name in DECIDED if name in credit}
-        return Rollout(kept | decided, self.images, self.run_name)
-
-    def json(self, name: str) -> Any:
-        """A JSON column decoded; None where it is missing or is not JSON."""
-        try:
-            return json.loads(self.row.get(name) or "null")
-        except (json.JSONDecodeError, TypeError):
-            return None
 
 
 class RolloutTable:
@@ -186,8 +93,9 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        self._metrics: tuple[tuple, dict[str, Series]] = ((), {})
-        self._light: dict[int, tuple[tuple, list[dict[str, Any]]]] = {}
+        self._metric_files: dict[str, tuple[Stamp, list[tuple[int, str, float]]]] = {}
+        self._metrics: dict[str, Series] = {}
+        self._light: dict[int, tuple[dict[str, Stamp], list[dict[str, Any]]]] = {}
         self._problems: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -246,28 +154,43 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Series]:
-        """Metric name -> steps and values, as recorded so far."""
-        stamp = self._stamp("metrics", "step-*.parquet")
-        if stamp == self._metrics[0]:
-            return self._metrics[1]
-        try:
-            table = read_metrics(self.path)
-        except (pa.ArrowException, OSError) as error:
-            self._problems["metrics"] = f"Metrics could not be read: {error}"
-            return {}
+        """Metric name -> steps and values, as recorded so far; the same object as long as no file changed. A file is
+        read once, and again only when it changed."""
+        there, known = self.files("metrics"), self._metric_files
+        if there == {name: stamp for name, (stamp, _) in known.items()}:
+            return self._metrics
+        for name in set(known) - set(there):
+            del known[name]
+        for name, stamp in there.items():
+            if name not in known or known[name][0] != stamp:
+                try:
+                    table = pq.read_table(self.path / "metrics" / name, schema=METRIC_SCHEMA)
+                except FileNotFoundError:  # a resumed run removes later steps
+                    continue
+                except (pa.ArrowException, OSError) as error:
+                    self._problems[name] = f"Metrics in {name} could not be read: {error}"
+                    known[name] = (stamp, [])
+                    continue
+                self._problems.pop(name, None)
+                columns = (table[key].to_pylist() for key in ("step", "name", "value"))
+                known[name] = (stamp, list(zip(*columns, strict=True)))
         found: dict[str, Series] = {}
-        for step, name, value in zip(*(table[key].to_pylist() for key in ("step", "name", "value")), strict=True):
-            if value is not None:
-                series = found.setdefault(name, Series([], []))
-                series.steps.append(step)
-                series.values.append(value)
-        self._metrics = (stamp, found)
+        for name in sorted(known):
+            for step, metric, value in known[name][1]:
+                if value is not None:
+                    series = found.setdefault(metric, Series([], []))
+                    series.steps.append(step)
+                    series.values.append(value)
+        self._metrics = found
         return found
 
     @property
     def rollouts(self) -> RolloutTable:
         """Every rollout recorded so far, without its token streams."""
-        return RolloutTable([row for step in self.steps for row in self._step(step)])
+        found: dict[int, dict[str, Stamp]] = {}
+        for name, stamp in sorted(self.files("rollouts").items()):
+            found.setdefault(int(name[5:11]), {})[name] = stamp
+        return RolloutTable([row for step, files in found.items() for row in self._step(step, files)])
 
     def rollouts_at(self, step: int) -> RolloutTable:
         """Rollouts of one step, without reading the others. Empty where nothing is recorded."""
@@ -358,26 +281,33 @@ class Run:
         except OSError:
             return None
 
-    def _stamp(self, kind: str, pattern: str) -> tuple:
-        """What tells whether files changed since they were read."""
-        stamp = []
-        for path in sorted((self.path / kind).glob(pattern)):
-            try:
-                stamp.append((path.name, path.stat().st_mtime_ns, path.stat().st_size))
-            except FileNotFoundError:  # a resumed run removes later steps
-                continue
-        return tuple(stamp)
-
-    def _step(self, step: int) -> list[dict[str, Any]]:
-        """Light rows of one step. Read again only when its files changed: a resumed run writes steps anew."""
+    def files(self, kind: str) -> dict[str, Stamp]:
+        """Files of steps in a folder of the run ("metrics", "rollouts", …): name -> what tells whether one changed."""
+        found = {}
         try:
-            stamp = self._stamp("rollouts", f"step-{step:06d}.*parquet")
-            if step in self._light and self._light[step][0] == stamp:
-                return self._light[step][1]
-            rows = read_rollouts(self.path, [step], LIGHT).to_pylist()
+            with os.scandir(self.path / kind) as entries:
+                for entry in entries:
+                    if entry.name.startswith("step-") and entry.name.endswith(".parquet"):
+                        facts = entry.stat()
+                        found[entry.name] = (facts.st_mtime_ns, facts.st_size)
+        except (FileNotFoundError, NotADirectoryError):  # nothing recorded yet, or removed while looking
+            pass
+        return found
+
+    def _step(self, step: int, files: dict[str, Stamp] | None = None) -> list[dict[str, Any]]:
+        """Light rows of one step, of `files` where they are known already. Read again only when its files changed: a
+        resumed run writes steps anew."""
+        if files is None:
+            prefix = f"{step_name(step)}."
+            files = {name: s for name, s in sorted(self.files("rollouts").items()) if name.startswith(prefix)}
+        if step in self._light and self._light[step][0] == files:
+            return self._light[step][1]
+        try:
+            tables = [pq.read_table(self.path / "rollouts" / name, schema=LIGHT_SCHEMA) for name in files]
         except (pa.ArrowException, OSError) as error:
             self._problems[f"step {step}"] = f"Rollouts of step {step} could not be read: {error}"
             return []
+        rows = pa.concat_tables(tables).to_pylist() if tables else []
         for row in rows:
             ends, credit = row.pop("segment_end") or [], row.pop("segment_advantage") or []
             credit = [value for value in credit if value is not None]
@@ -386,7 +316,8 @@ class Run:
             row["lowest"], row["highest"] = (min(credit), max(credit)) if credit else (None, None)
             sees, right = row["perception_right"], row["answer_right"]
             row["grounded"] = None if sees is None or right is None else sees and right
-        self._light[step] = (stamp, rows)
+        self._problems.pop(f"step {step}", None)
+        self._light[step] = (files, rows)
         return rows
 
 

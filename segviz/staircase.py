@@ -19,7 +19,7 @@ from segviz.ribbon import (
     text_columns,
     where,
 )
-from segviz.run import Rollout
+from segviz.rollout import Rollout
 from segviz.theme import method_label
 from segviz.view import View, escape, floats, pack, tidy
 

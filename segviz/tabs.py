@@ -13,7 +13,8 @@ from segviz.compare import compare
 from segviz.groups import group
 from segviz.ribbon import ribbon
 from segviz.roles import roles
-from segviz.run import Rollout, Run
+from segviz.rollout import Rollout
+from segviz.run import Run
 from segviz.staircase import staircase, states_of
 from segviz.status import status
 from segviz.tree import tree

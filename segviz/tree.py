@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from segviz.ribbon import pictures, prompt_of, ribbon_data, signed
-from segviz.run import Rollout, Run
+from segviz.rollout import Rollout
+from segviz.run import Run
 from segviz.theme import level, method_label, rgba, symmetric_limit
 from segviz.view import View, escape, tidy
 

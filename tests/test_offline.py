@@ -1,5 +1,7 @@
 """Credit of other methods for a recorded run: stored beside it, the same as recorded for the run's own method."""
 
+import shutil
+
 import pytest
 
 from segpo_core import record
@@ -89,6 +91,15 @@ def test_a_checkpoints_critic_stands_in_where_values_were_not_recorded(with_crit
     run.measure(SAPO(), rollouts, examples, 1, 0)
     assert rollouts.values.shape == recorded_values.shape
     assert (rollouts.values != 0).any() and (recorded_values == 0).all(), "the critic began at 0, and has learnt"
+
+
+def test_another_runs_critic_stands_in(with_critic, without_critic, tmp_path):
+    run = shutil.copytree(without_critic, tmp_path / "run")
+    recompute(run, ["sapo"], critic=with_critic)
+    values = [value for row in rows(record.read_credit(run)) for value in row["segment_value"]]
+    assert len(set(values)) > 1, "a critic that has learnt"
+    with pytest.raises(ValueError, match="has no critic"):
+        recompute(run, ["ppo"], critic=without_critic)
 
 
 def test_chains_are_sampled_with_the_newest_checkpoint(llava, tmp_path):

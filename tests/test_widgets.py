@@ -20,8 +20,7 @@ import traitlets
 from nbconvert import HTMLExporter
 
 import segviz as sv
-from segpo_core.record import Recorder, SchemaError
-from segviz.follow import LiveRun
+from segpo_core.record import Recorder, SchemaError, read_rollouts
 from segviz.listing import COLUMNS, PAGE, VERDICTS, Filter, listing, narrow, ordered
 from tests.fake_run import HOSTILE, hostile_row, row, write_run
 
@@ -130,7 +129,7 @@ def test_words_are_searched_in_the_text_and_nothing_else(run, monkeypatch):
     read = []
     monkeypatch.setattr(
         "segviz.listing.read_rollouts",
-        lambda path, steps, columns: (read.append(columns), sv.run.read_rollouts(path, steps, columns))[1],
+        lambda path, steps, columns: (read.append(columns), read_rollouts(path, steps, columns))[1],
     )
     found = narrow(run, Filter(text="COUNT is 2", steps=(1, 9)))
     assert read and all(set(columns) == {"step", "group", "sample", "text"} for columns in read)
@@ -504,7 +503,7 @@ def test_what_cannot_be_followed_is_said_at_once(tmp_path):
 
 def test_only_changed_metrics_files_are_read_again(tmp_path, monkeypatch):
     path = write_run(tmp_path / "run", steps=6, rollouts=False)
-    run, read = LiveRun(path), []
+    run, read = sv.open(path), []
     real = pyarrow.parquet.read_table
     monkeypatch.setattr(
         "pyarrow.parquet.read_table", lambda file, **k: (read.append(Path(file).name), real(file, **k))[1]
