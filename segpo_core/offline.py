@@ -8,40 +8,26 @@ newest checkpoint: for an early step that is a later policy than the one that sa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from peft import PeftModel
-from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from segpo_core import checkpoint, evaluate, record
 from segpo_core.algos import METHODS, Method, SPOTree
 from segpo_core.algos.base import without_cut
 from segpo_core.algos.vineppo import ChainMethod
-from segpo_core.config import TrainConfig, from_dict, method_class
+from segpo_core.config import TrainConfig, method_class
 from segpo_core.contrasts import contrasts
-from segpo_core.critic import ActorCritic, score
-from segpo_core.generate import Sampler
+from segpo_core.critic import score
 from segpo_core.inputs import Prompts
-from segpo_core.policy import (
-    eos_token_ids,
-    find_model,
-    get_tokenizer,
-    load_model,
-    load_processor,
-    suppressed_token_ids,
-)
-from segpo_core.rewards import load_reward
 from segpo_core.rows import rollout_rows, rollouts_from_rows
-from segpo_core.tasks import load_task
+from segpo_core.trained import Policy, recorded_example, run_config, run_rewards
 from segpo_core.types import Rollouts
 
 
@@ -91,7 +77,7 @@ class Run:
 
     @cached_property
     def config(self) -> TrainConfig:
-        return from_dict(record.read_manifest(self.directory)["config"], str(self.directory / "run.json"))
+        return run_config(self.directory)
 
     def method(self, name: str) -> Method:
         """The run's own method as it was set, any other with its defaults."""
@@ -154,19 +140,18 @@ class Run:
         return path
 
     def examples(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The problems of a step, as the task gave them; `answer` is text."""
+        """The problems of a step, as the task gave them; `answer` is text.
+
+        Raises:
+            ValueError: an image of them is missing or cannot be read.
+        """
         first = {row["group"]: row for row in reversed(rows)}
-        images = self.directory / "images"
-        return [
-            {
-                "prompt": json.loads(row["prompt"]),
-                "images": [Image.open(images / f"{name}.png").convert("RGB") for name in row["images"]],
-                "answer": row["answer"],
-                "id": row["example_id"],
-                **json.loads(row["columns"]),
-            }
-            for _, row in sorted(first.items())
-        ]
+        return [recorded_example(row, self.images(row["images"])) for _, row in sorted(first.items())]
+
+    def images(self, names: Sequence[str]) -> dict[str, bytes]:
+        """sha256 -> PNG, of those that are there."""
+        paths = {name: self.directory / "images" / f"{name}.png" for name in names}
+        return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
 
     def measure(self, method: Method, rollouts: Rollouts, examples: list[dict], step: int, first: int) -> None:
         """Fill in what the method reads and the record lacks."""
@@ -174,7 +159,11 @@ class Run:
         if not (values or chains or roles):
             return
         stream = (self.config.seed, step)
-        network, processor, sampler = self.policy
+        policy = self.policy
+        network, processor, sampler = policy.network, policy.processor, policy.sampler
+        for item in fields(rollouts):
+            if isinstance(value := getattr(rollouts, item.name), Tensor):
+                setattr(rollouts, item.name, value.to(policy.device))
         prompts = Prompts.build(examples, processor, network.model.config, self.config.max_prompt_length)
         if values:
             rollouts.values = self.values(rollouts, prompts)
@@ -193,8 +182,9 @@ class Run:
         """float32 [B, T], the critic's."""
         parts = []
         for rows in torch.arange(len(rollouts)).split(self.config.per_device_train_batch_size):
-            batch = prompts.batch(rollouts.group[rows])
-            parts.append(score(self.judge.policy[0], batch, rollouts.completion_ids[rows], rollouts.mask[rows]).values)
+            batch = prompts.batch(rollouts.group[rows], rollouts.mask.device)
+            ids, mask = rollouts.completion_ids[rows], rollouts.mask[rows]
+            parts.append(score(self.judge.policy.network, batch, ids, mask).values)
         return torch.cat(parts)
 
     def reward_of(self, examples: list[dict]):
@@ -207,28 +197,10 @@ class Run:
         return rewards
 
     @cached_property
-    def reward_funcs(self) -> list:
-        config = self.config
-        if config.reward_funcs:
-            return [load_reward(spec) for spec in config.reward_funcs]
-        return load_task(config.dataset, **config.dataset_args).reward_funcs
+    def reward_funcs(self) -> list[Callable]:
+        return run_rewards(self.config)
 
     @cached_property
-    def policy(self) -> tuple[ActorCritic, Any, Sampler]:
-        """The newest checkpoint: the policy with the critic that the run had, its processor, a sampler."""
-        config, newest = self.config, self.checkpoint
-        source, dtype = find_model(config.model_name_or_path), getattr(torch, config.dtype)
-        model = load_model(source if config.use_peft else newest, dtype)
-        if config.use_peft:
-            model = PeftModel.from_pretrained(model, newest).eval()
-        processor = load_processor(newest)
-        suppressed = suppressed_token_ids(model, processor)
-        critic = getattr(config.algo, "critic", None)
-        network = ActorCritic(model, suppressed, config.temperature, critic)
-        if critic:
-            network.load_state_dict(load_file(newest / "critic.safetensors"), strict=False)
-        sampler = Sampler(
-            model, get_tokenizer(processor), eos_token_ids(model, processor), suppressed,
-            config.temperature, config.max_completion_length,
-        )  # fmt: skip
-        return network, processor, sampler
+    def policy(self) -> Policy:
+        """The newest checkpoint, with the critic that the run had."""
+        return Policy.load(self.directory, reward_funcs=[])

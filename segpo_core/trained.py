@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file
 from torch import nn
 
-from segpo_core import checkpoint, evaluate, offline
+from segpo_core import checkpoint, evaluate, record
+from segpo_core.config import TrainConfig, from_dict
 from segpo_core.critic import ActorCritic
 from segpo_core.generate import Sampler
 from segpo_core.policy import (
@@ -26,6 +27,8 @@ from segpo_core.policy import (
     load_processor,
     suppressed_token_ids,
 )
+from segpo_core.rewards import load_reward
+from segpo_core.tasks import load_task
 
 
 @dataclass
@@ -97,18 +100,18 @@ class Policy:
         if (path / "trainer.json").exists() and (path.parent.parent / "run.json").exists():
             path, step = path.parent.parent, checkpoint.read_step(path)
         if (path / "run.json").exists():
-            return cls._of_run(offline.Run(path), step, given)
+            return cls._of_run(path, step, given)
         if step is not None:
             raise ValueError(f"{path} is no run (it has no run.json), so it has no step {step}; leave step out")
         model = load_model(path, device=_device())
         return cls.wrap(model, load_processor(path), name=f"the model {path}", reward_funcs=given or [])
 
     @classmethod
-    def _of_run(cls, run: offline.Run, step: int | None, reward_funcs: list[Callable] | None) -> Policy:
-        config, found = run.config, checkpoint.listed(run.directory / "checkpoints")
+    def _of_run(cls, run: Path, step: int | None, reward_funcs: list[Callable] | None) -> Policy:
+        config, found = run_config(run), checkpoint.listed(run / "checkpoints")
         if not found:
             raise FileNotFoundError(
-                f"{run.directory} has no checkpoint to ask: train it with save_steps > 0, or give the directory of a "
+                f"{run} has no checkpoint to ask: train it with save_steps > 0, or give the directory of a "
                 "model instead of the run"
             )
         before = [path for path in found if step is None or checkpoint.read_step(path) <= step]
@@ -125,7 +128,7 @@ class Policy:
         why = ""
         if reward_funcs is None:
             try:
-                reward_funcs = run.reward_funcs
+                reward_funcs = run_rewards(config)
             except (ValueError, OSError, ImportError) as error:  # the data set, or a module of rewards, is not here
                 reward_funcs, why = [], f"the run's reward functions cannot be loaded: {error}"
         policy = cls.wrap(
@@ -169,6 +172,22 @@ class Policy:
                 f"the token ids read {decoded[:60]!r} in the vocabulary of {self.name}, but the recorded text begins "
                 f"with {text[:60]!r}: another tokenizer wrote this; use the policy that did"
             )
+
+
+def run_config(directory: Path) -> TrainConfig:
+    """The settings of a run, from its manifest.
+
+    Raises:
+        SchemaError, ValueError: no run, or settings that are not known.
+    """
+    return from_dict(record.read_manifest(directory)["config"], str(directory / "run.json"))
+
+
+def run_rewards(config: TrainConfig) -> list[Callable]:
+    """The reward functions that a run with these settings has."""
+    if config.reward_funcs:
+        return [load_reward(spec) for spec in config.reward_funcs]
+    return load_task(config.dataset, **config.dataset_args).reward_funcs
 
 
 def recorded_example(row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:

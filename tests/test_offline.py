@@ -144,3 +144,11 @@ def test_what_cannot_be_computed_is_said_before_anything_is_written(without_crit
     message = " ".join(capsys.readouterr().err.split())
     assert words in message and "Traceback" not in message
     assert not (without_critic / "credit").exists()
+
+
+def test_what_lies_beside_an_adapter_is_found(llava, tmp_path):
+    """A checkpoint of a LoRA run holds no whole model."""
+    run = recorded(llava, tmp_path / "run", GRPO(), use_peft=True)
+    (path,) = recompute(run, ["vineppo"])
+    values = [v for row in record.read_credit(run, ["vineppo"]).to_pylist() for v in row["segment_value"]]
+    assert path.exists() and len(values) and all(0 <= value <= 1 for value in values)

@@ -81,7 +81,7 @@ def test_the_policy_before_a_step_says_what_that_step_recorded(run, step):
         example = recorded_example(rollout.row, rollout.images)
         (scored,) = score_completions(policy, [example], [rollout.row["token_ids"]])
         for name, column in (("logprobs", "old_logprobs"), ("entropy", "entropy"), ("values", "values")):
-            np.testing.assert_allclose(getattr(scored, name), rollout.row[column], atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(getattr(scored, name), rollout.row[column], atol=2e-5, rtol=2e-5, err_msg=name)
         assert policy.rewards(example, [rollout.text]) == [rollout.row["reward"]]
 
 
