@@ -1,6 +1,12 @@
-"""The README's pictures, from the runs of benchmarks/learning_curves.py. Needs a Chromium.
+"""The README's pictures of views and curves. Needs a Chromium and these runs (half an hour on two cores):
 
-    python benchmarks/learning_curves.py && python docs/make_pictures.py
+    python benchmarks/learning_curves.py
+    segpo train --config configs/demo.yaml --method sapo --max-steps 60 --output-dir runs/sapo
+    segpo credit runs/sapo --steps 60 --method grpo,rloo,gspo,vineppo,spo_chain,srpo
+    segpo train --config configs/demo.yaml --method spo_tree --branch 4 4 4 --max-steps 6 --output-dir runs/spo_tree
+    python docs/make_pictures.py
+
+What has no run is left as it is, and said.
 """
 
 import os
@@ -11,40 +17,79 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-import segviz
+import segviz as sv
 
 DOCS = Path(__file__).resolve().parent
-RUNS = DOCS.parent / "runs" / "curves"
+RUNS = DOCS.parent / "runs"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 
 
-def telling(run: segviz.Run) -> tuple[int, int, int]:
+def telling(run: sv.Run) -> tuple[int, int, int]:
     """Of the last recorded step, the most blamed finished completion whose first error is in its reasoning."""
     rows = run.rollouts_at(run.steps[-1]).where(lambda r: r["error_kind"] == "reasoning" and r["finished"]).rows
     row = min(rows, key=lambda r: r["lowest"])
     return row["step"], row["group"], row["sample"]
 
 
-def shoot(page: Page, html: str, selector: str, target: Path) -> None:
+def widest(run: sv.Run) -> tuple[int, int]:
+    """The step and prompt whose tree has credit in most of its nodes."""
+    nodes = [node for step in run.steps for node in run.nodes(step)]
+    trained: dict[tuple[int, int], int] = {}
+    for node in nodes:
+        trained[node["step"], node["group"]] = trained.get((node["step"], node["group"]), 0) + node["trained"]
+    return max(trained, key=trained.get)
+
+
+def ribbon() -> sv.View:
+    run = sv.open(next((RUNS / "curves").glob("sapo-*")))
+    return sv.ribbon(run.rollout(*telling(run)))
+
+
+def curves() -> sv.View:
+    return sv.board([sv.open(path) for path in sorted((RUNS / "curves").iterdir())])
+
+
+def compare() -> sv.View:
+    run = sv.open(RUNS / "sapo")
+    return sv.compare(run.credits(*telling(run)))
+
+
+def tree() -> sv.View:
+    run = sv.open(RUNS / "spo_tree")
+    return sv.tree(run, *widest(run))
+
+
+#: Picture -> what it shows, which element of it, and at most how many pixels of its height.
+PICTURES = {
+    "ribbon": (ribbon, "body", None),
+    "curves": (curves, "figure.chart", None),
+    "compare": (compare, "article", 900),
+    "tree": (tree, "article", 760),
+}
+
+
+def shoot(page: Page, view: sv.View, selector: str, height: int | None, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "view.html"
-        path.write_text(html, encoding="utf-8")
-        page.goto(path.as_uri())
+        page.goto(view.save(Path(folder) / "view.html").as_uri())
         page.wait_for_timeout(1500)
-        page.locator(selector).first.screenshot(path=str(target))
+        box = page.locator(selector).first.bounding_box()
+        if height is not None:
+            box["height"] = min(box["height"], height)
+        page.screenshot(path=str(target), full_page=True, clip=box)
 
 
 def main() -> None:
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found or not RUNS.exists():
-        sys.exit(f"needs a Chromium (or CHROMIUM=/path/to/it) and the runs of benchmarks/learning_curves.py in {RUNS}")
-    runs = [segviz.open(path) for path in sorted(RUNS.iterdir())]
-    sapo = next(run for run in runs if run.name.startswith("sapo"))
+    if not found:
+        sys.exit("needs a Chromium (or CHROMIUM=/path/to/it)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         page = browser.new_page(viewport={"width": 1180, "height": 900}, device_scale_factor=1.5)
-        shoot(page, segviz.ribbon(sapo.rollout(*telling(sapo))).html(), "body", DOCS / "ribbon.png")
-        shoot(page, segviz.board(runs).html(), "figure.chart", DOCS / "curves.png")
+        for name, (make, selector, height) in PICTURES.items():
+            try:
+                shoot(page, make(), selector, height, DOCS / f"{name}.png")
+            except (sv.SchemaError, FileNotFoundError, StopIteration) as missing:
+                print(f"{name}.png is left as it is: {missing or 'no run of benchmarks/learning_curves.py'}")
         browser.close()
 
 
