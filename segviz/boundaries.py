@@ -110,7 +110,15 @@ def other_cut(rollout: Rollout, other: str | Mapping[str, Any] | Sequence[int] |
         elif starts is None:
             raise ValueError(f"the other cut has neither segment_ids, segment_start nor rule; it has {sorted(other)}")
         return Cut(tuple(starts), str(label), rules[0] if rules else "")
-    return Cut(_starts_of(other, len(rollout.pieces)), "given", "")
+    return Cut(_starts_of(other, len(rollout.pieces)), "given", "as given")
+
+
+def _nth(number: int) -> str:
+    """"5th ", nothing for 1."""
+    if number == 1:
+        return ""
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ends.get(number % 10, 'th')} "
 
 
 def rule_cut(rollout: Rollout, rule: str, **settings: Any) -> Cut:
@@ -137,7 +145,7 @@ def rule_cut(rollout: Rollout, rule: str, **settings: Any) -> Cut:
         words = f"ends at one of the {given['fraction']:.0%} tokens of highest entropy"
     elif rule == "probability":
         ids = segments.cutpoints(column, mask, **given)
-        words = f"before every {given['interval']}th token with a probability below {given['threshold']:g}"
+        words = f"before every {_nth(given['interval'])}token with a probability below {given['threshold']:g}"
     elif rule == "fixed":
         ids, words = segments.fixed_length(mask, given["size"]), f"every {given['size']} tokens"
     elif rule == "newline":

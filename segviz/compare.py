@@ -34,8 +34,9 @@ Credits = Mapping[str, Rollout | Mapping[str, Any]]
 
 def compare(
     rollout: Rollout | Mapping[str, Any] | Sequence[Rollout],
-    credits: Credits | None = None,
     title: str = QUESTION,
+    *,
+    credits: Credits | None = None,
 ) -> View:
     """One completion under several methods, one row a method.
 

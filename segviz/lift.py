@@ -72,7 +72,8 @@ def lift(
     said = "; ".join(f"{name.split(':')[0]} {curve.lift[at]:.2f}" for name, curve in curves)
     words = f"{what}{methods}, {whence(rows)}. Lift of the top {shares[at]:.0%}: {said}.{lack} "
     words += "Bands: 95 %, resampling rollouts."
-    figure = finish(figure, title, words, height=440)
+    figure = finish(figure, title, words, height=480)
+    figure.update_layout(legend={"y": -0.16, "yanchor": "top"}, margin={"b": 96})
     figure.update_xaxes(title_text="q, share of tokens of highest entropy", tickformat=".0%", range=[0, 1.02])
     figure.update_yaxes(title_text="lift", rangemode="tozero")
     return figure

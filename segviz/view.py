@@ -27,9 +27,13 @@ const el = document.getElementById("segviz");
 // in a frame of the app that serves this page, the app opens what is asked for
 const tell = window !== parent && /^http/.test(location.protocol)
   ? (kind, more) => parent.postMessage({ segviz: kind, ...more }, location.origin) : null;
-if (tell) addEventListener("keydown", (event) => { if (event.key === "Escape") tell("close"); });
+if (tell) addEventListener("keydown", (event) => {
+  if (event.key === "Escape") tell("close");
+  if (event.key === "Enter" && event.target.closest?.(".t")) tell("enter");
+});
 render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent),
-  host: tell ? { open: ({ step, group, sample }) => tell("open", { step, group, sample }) } : undefined });
+  host: tell ? { open: ({ step, group, sample }) => tell("open", { step, group, sample }),
+    select: ({ token, segment }) => tell("select", { token, segment }) } : undefined });
 """
 
 
@@ -79,13 +83,14 @@ class View:
         return ViewWidget(self)
 
     def _repr_html_(self) -> str:
-        return self.fallback or f"<p>{escape(self.title)}</p>"
+        # notebook pages align the cells of tables to the right
+        return re.sub("<(td|th)>", r'<\1 style="text-align:left">', self.fallback or f"<p>{escape(self.title)}</p>")
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget, and static HTML for where none runs: GitHub, nbconvert, a notebook that is not trusted."""
         bundle = self.widget()._repr_mimebundle_()
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-        return {"text/plain": repr(self), **data, "text/html": self._repr_html_()}, metadata
+        return {**data, "text/plain": repr(self), "text/html": self._repr_html_()}, metadata
 
 
 def write_whole(path: Path, data: bytes) -> Path:

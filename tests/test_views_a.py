@@ -257,7 +257,7 @@ def test_weights_count_and_untrained_tokens_do_not():
 def test_one_rollout_is_compared_with_credit_computed_elsewhere():
     base = credited("sapo", [0.1, 0.1, -0.6, -0.6], [0, 2], segment_value=[0.5, 0.6], values=[0.1] * 4)
     new = {"advantages": [-0.3] * 4, "segment_start": [0], "segment_end": [4], "segment_advantage": [-0.3]}
-    data = sv.compare(base, {"rloo": new, "vineppo": credited("vineppo", [0.2] * 4, [0])}).data
+    data = sv.compare(base, credits={"rloo": new, "vineppo": credited("vineppo", [0.2] * 4, [0])}).data
     assert [m["name"] for m in data["methods"]] == ["sapo", "rloo", "vineppo"]
     assert data["methods"][1] | {"low": -0.3, "segments": 1} == data["methods"][1]
     other = base.judged({"method": "rloo"} | new)
@@ -269,7 +269,7 @@ def test_what_cannot_be_compared_is_said():
     data = sv.compare({"sapo": base, "grpo": credited("grpo", [0.5] * 3, [0])}).data
     assert len(data["methods"]) == 1
     assert data["notices"] == ["GRPO was computed for other tokens (3 there, 2 here) and is left out."]
-    short = sv.compare(base, {"rloo": {"advantages": [0.1]}}).data
+    short = sv.compare(base, credits={"rloo": {"advantages": [0.1]}}).data
     assert short["methods"][1]["pattern"] == "none" and "advantages has 1 entries" in short["notices"][0]
     with pytest.raises(ValueError, match="at least one rollout"):
         sv.compare([])

@@ -149,7 +149,7 @@ def test_every_method_has_a_lane_and_uniform_credit_shows(show):
 def test_the_diff_is_walked_by_keys_and_linked(show, run):
     rollout = run.rollout(1, 0, 1)
     starts = [a for a, _ in rollout.segments]
-    view = sv.compare(rollout, {"grpo": other_method(rollout)})
+    view = sv.compare(rollout, credits={"grpo": other_method(rollout)})
     page = show(sv.together(sv.ribbon(rollout), view))
     page.locator(".diff-columns .col[data-t='0']").click()
     page.keyboard.press("ArrowRight")
@@ -176,7 +176,7 @@ def test_the_diff_is_walked_by_keys_and_linked(show, run):
 
 def test_a_long_diff_draws_a_window_and_moves_it(show):
     rollout = sv.Rollout(long_row(2000))
-    page = show(sv.compare(rollout, {"grpo": other_method(rollout)}))
+    page = show(sv.compare(rollout, credits={"grpo": other_method(rollout)}))
     columns = page.locator(".diff-columns .col")
     assert columns.count() == 240
     columns.first.click()
@@ -288,7 +288,7 @@ def test_a_row_shows_reward_fork_and_first_true_error(show):
 @pytest.mark.parametrize("width", [1280, 800, 390])
 def test_they_fit_every_width_in_light_and_dark(show, run, width, scheme):
     rollout = run.rollout(1, 0, 1)
-    views = sv.staircase(rollout), sv.compare(rollout, {"grpo": other_method(rollout)}), sv.group(run, 1, 0)
+    views = sv.staircase(rollout), sv.compare(rollout, credits={"grpo": other_method(rollout)}), sv.group(run, 1, 0)
     page = show(sv.together(*views), width, scheme)
     page.wait_for_selector(".staircase .tread")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
