@@ -1,0 +1,86 @@
+"""The README's walk through the app, as a small animation. Needs a Chromium and the runs of docs/make_pictures.py:
+
+    python docs/make_walkthrough.py
+
+Starts the app beside nothing but the runs in runs/, goes through its tabs as a reader would, and writes docs/app.gif.
+"""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+DOCS = Path(__file__).resolve().parent
+RUNS = DOCS.parent / "runs"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+SIZE, SHOWN = (1280, 860), (960, 645)  #: of the page, and of the picture
+STAY = 2600  #: ms that a picture stays
+
+
+def walk(page: Page, url: str):
+    """Yields where there is something to see."""
+    page.goto(url)
+    page.get_by_text("Newest rollouts").wait_for()
+    page.wait_for_timeout(3000)
+    yield
+    page.get_by_role("tab", name="Rollouts").click()
+    page.locator("table tbody tr").first.wait_for()
+    page.wait_for_timeout(1500)
+    yield
+    page.goto(url + "?" + telling())
+    frame = page.frame_locator("iframe >> visible=true").first
+    frame.locator(".t").first.wait_for(timeout=30_000)
+    page.wait_for_timeout(2500)
+    yield
+    page.mouse.move(SIZE[0] / 2, SIZE[1] / 2)
+    page.mouse.wheel(0, 620)
+    page.wait_for_timeout(1500)
+    yield
+    for name, ready in (("Compare", "iframe >> visible=true"), ("Playground", "button"), ("Start a run", "button")):
+        page.goto(url)
+        page.get_by_role("tab", name=name).click()
+        page.locator(ready).first.wait_for()
+        page.wait_for_timeout(4000)
+        yield
+
+
+def telling() -> str:
+    """A rollout that is worth opening, as the app's address names it."""
+    from make_pictures import telling
+
+    import segviz as sv
+
+    step, group, sample = telling(sv.open(RUNS / "sapo"))
+    return f"run=sapo&step={step}&group={group}&sample={sample}"
+
+
+def main() -> None:
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not found or not (RUNS / "sapo").exists():
+        sys.exit("needs a Chromium (or CHROMIUM=/path/to/it) and the runs that docs/make_pictures.py names")
+    command = [sys.executable, "-m", "segpo_core.cli", "app", RUNS.name, "--port", "0"]
+    app = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=RUNS.parent)
+    frames = []
+    try:
+        url = re.search(r"http://\S+", app.stderr.readline())[0]
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+            page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
+            for _ in walk(page, url):
+                picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").resize(SHOWN, Image.LANCZOS)
+                frames.append(picture.quantize(96, dither=Image.Dither.NONE))
+            browser.close()
+    finally:
+        app.terminate()
+        app.wait()
+    frames[0].save(DOCS / "app.gif", save_all=True, append_images=frames[1:], duration=STAY, loop=0, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""A light index of every recorded rollout, so that a table of a million of them opens, sorts and filters at once.
+
+Rollouts lie in many small files, and opening them takes far longer than reading them. The index reads each once, newest
+first, in the background, keeps the columns that a table shows in a DuckDB file that lives as long as the app, and
+forgets what a resumed or deleted run took back. Run directories are only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segpo_core.record import ROLLOUT_SCHEMA
+from segviz.app.files import Watch
+from segviz.app.kept import Kept
+from segviz.app.shelf import Place
+from segviz.view import tidy
+
+log = logging.getLogger(__name__)
+
+READ = (
+    "step group sample method example_id reward finished answer_right perception_right reasoning_right error_kind "
+    "segment_end segment_advantage text"
+).split()
+_SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in READ])
+
+_TABLE = """
+CREATE TABLE rollouts (
+  run INTEGER, file INTEGER, step INTEGER, "group" INTEGER, sample INTEGER, method VARCHAR, example_id VARCHAR,
+  reward FLOAT, finished BOOLEAN, answer_right BOOLEAN, perception_right BOOLEAN, reasoning_right BOOLEAN,
+  error_kind VARCHAR, tokens INTEGER, segments INTEGER, lowest FLOAT, highest FLOAT, spread FLOAT, text VARCHAR)
+"""
+TEXT = 4000  #: characters of a completion that are searched: a million long ones would fill the disk a second time
+
+# A credit that is not a finite number says nothing about the spread.
+_INSERT = f"""
+INSERT INTO rollouts
+SELECT run, file, step, "group", sample, method, example_id, reward, finished, answer_right, perception_right,
+  reasoning_right, error_kind, segment_end[-1], len(segment_end), list_min(credit), list_max(credit),
+  list_max(credit) - list_min(credit), left(text, {TEXT})
+FROM (SELECT *, list_filter(segment_advantage, lambda x: isfinite(x)) AS credit FROM batch)
+"""
+
+FIRST = 0.25  #: seconds of reading when a run is first asked for: enough for its newest rollouts
+BATCH = 32  #: files in one insert
+LEAST = 0.2  #: seconds between two looks at a directory
+MEMORY = "384MB"
+
+
+@dataclass
+class Indexed:
+    """What the index knows of one run."""
+
+    number: int
+    watch: Watch
+    files: dict[str, int] = field(default_factory=dict)  #: name -> number of the file in the table
+    todo: list[str] = field(default_factory=list)  #: not read yet, oldest first
+    problems: dict[str, str] = field(default_factory=dict)
+    looked: float = 0.0
+    version: int = 0  #: grows whenever rows come or go
+
+
+class Index:
+    """Rollouts of all runs that were asked for. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="segpo-app-")
+        self._db = duckdb.connect(str(Path(self._folder.name) / "index.duckdb"))
+        self._db.execute(f"SET memory_limit='{MEMORY}'; SET threads=2; SET temp_directory='{self._folder.name}/spill'")
+        self._db.execute("SET enable_external_access=false; SET lock_configuration=true")
+        self._db.execute(_TABLE)
+        self.answers = Kept(64)  #: of questions, as long as no row comes or goes
+        self._runs: dict[Path, Indexed] = {}
+        self._numbers = 0
+        self._lock = threading.RLock()
+        self._work = threading.Condition()
+        self._closed = False
+        self._reader = threading.Thread(target=self._read_on, name="index", daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """Stop reading and remove the index's file."""
+        with self._work:
+            self._closed = True
+            self._work.notify_all()
+        self._reader.join()
+        self._db.close()
+        self._folder.cleanup()
+
+    def refresh(self, place: Place) -> Indexed:
+        """Look for new files of a run and read what little time allows; the rest follows in the background."""
+        with self._lock:
+            run = self._runs.get(place.path)
+            if run is None:
+                self._numbers += 1
+                run = self._runs[place.path] = Indexed(self._numbers, Watch(place.path / "rollouts", place.root))
+            if time.monotonic() - run.looked < LEAST:
+                return run
+            filling = bool(run.todo)
+            self._look(run)
+            until = time.monotonic() + FIRST
+            while run.todo and not filling and time.monotonic() < until:
+                self._read(run, 16)
+            left = bool(run.todo)
+        if left:
+            with self._work:
+                self._work.notify()
+        return run
+
+    def forget(self, places: Sequence[Place]) -> None:
+        """Drop every run that is not among `places`."""
+        kept = {place.path for place in places}
+        with self._lock:
+            for path in [path for path in self._runs if path not in kept]:
+                self._db.execute("DELETE FROM rollouts WHERE run = ?", [self._runs.pop(path).number])
+
+    @contextlib.contextmanager
+    def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection of one's own, for reading."""
+        cursor = self._db.cursor()
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+
+    def _look(self, run: Indexed) -> None:
+        fresh, gone = run.watch.look()
+        run.looked = time.monotonic()
+        dropped = [run.files.pop(name) for name in gone if name in run.files]
+        if dropped:
+            self._db.execute("DELETE FROM rollouts WHERE run = ? AND file IN (SELECT unnest(?))", [run.number, dropped])
+        for name in gone:
+            run.problems.pop(name, None)
+        run.todo = sorted({*run.todo, *fresh} & run.watch.files.keys())
+        run.version += bool(fresh or gone)
+
+    def _read(self, run: Indexed, count: int) -> None:
+        """Read the newest `count` files that are still to do."""
+        tables = []
+        for _ in range(min(count, len(run.todo))):
+            name = run.todo.pop()
+            table = self._table(run, name)
+            if table is not None:
+                self._numbers += 1
+                run.files[name] = self._numbers
+                for column, value in (("file", self._numbers), ("run", run.number)):
+                    table = table.append_column(column, pa.array([value] * len(table), pa.int32()))
+                tables.append(table)
+        if tables:
+            batch = pa.concat_tables(tables)
+            self._db.register("batch", batch)
+            self._db.execute(_INSERT)
+            self._db.unregister("batch")
+        run.version += 1
+
+    def _table(self, run: Indexed, name: str) -> pa.Table | None:
+        """The light columns of one file; None, and a problem noted, where it cannot be read."""
+        try:
+            table = pq.ParquetFile(run.watch.folder / name).read(READ, use_threads=False)
+            columns = [
+                table[name].cast(kind) if name in table.column_names else pa.nulls(len(table), kind)
+                for name, kind in zip(READ, _SCHEMA.types, strict=True)
+            ]
+            return pa.table(columns, schema=_SCHEMA)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError) as error:
+            run.problems[name] = tidy(f"rollouts/{name} cannot be read (being copied?): {error}")
+            return None
+
+    def _read_on(self) -> None:
+        """What is left of all runs, a batch at a time, so that questions are answered in between."""
+        while not self._closed:
+            with self._lock:
+                waiting = [run for run in self._runs.values() if run.todo]
+            if not waiting:
+                with self._work:
+                    if not self._closed:
+                        self._work.wait(timeout=1.0)
+                continue
+            for run in waiting:
+                if self._closed:
+                    return
+                with self._lock:
+                    try:
+                        self._read(run, BATCH)
+                    except duckdb.Error as error:  # such as a full disk: the table stays as far as it got
+                        log.warning("the index of rollouts stopped growing: %s", error)
+                        run.problems["index"] = f"The index of rollouts stopped growing: {error}"
+                        run.todo.clear()
+                time.sleep(0.01)

@@ -1,0 +1,112 @@
+"""`segpo app runs/`: the command, and the page with its tabs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import webbrowser
+from collections.abc import Sequence
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr  # noqa: E402
+import uvicorn  # noqa: E402
+
+from segviz.app import compare, live, look, playground, rollouts, start  # noqa: E402
+from segviz.app.server import Desk, serve  # noqa: E402
+
+PORT = 7860
+
+#: The tabs, in order: title, and what fills them.
+TABS = (
+    ("Live", lambda desk: live.tab()),
+    ("Rollouts", lambda desk: rollouts.tab(desk.shelf, desk.index)),
+    ("Compare", lambda desk: compare.tab()),
+    ("Playground", lambda desk: playground.tab()),
+    ("Start a run", lambda desk: start.tab(desk.starter)),
+)
+
+
+def page(desk: Desk) -> gr.Blocks:
+    """The page. Everything from a run is drawn by our own scripts from JSON, as text; nothing of it goes through
+    Gradio's HTML or Markdown, which are templates."""
+    with gr.Blocks(title="SegPO", analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML("<segpo-top></segpo-top>", elem_classes="bare")
+        with gr.Tabs(elem_id="tabs"):
+            for title, fill in TABS:
+                name = title.split()[0].lower()
+                with gr.Tab(title, id=name, elem_id=f"tab-{name}"):
+                    fill(desk)
+    return blocks
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command until Ctrl-C. Returns the exit code.
+
+    Raises:
+        ValueError: settings that do not go together; the message says what to change.
+        OSError: the port is taken.
+    """
+    parser = argparse.ArgumentParser(
+        prog="segpo app",
+        description="Watch training runs in a browser: live curves, every rollout, and why it was credited as it was.",
+    )
+    parser.add_argument("runs", nargs="*", default=["runs"], help="directories of runs, or runs; default: runs")
+    parser.add_argument("--port", type=int, help=f"default: {PORT}, or the next one that is free; 0: any")
+    parser.add_argument("--share", action="store_true", help="let other machines of the network in; needs --auth")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may come in")
+    parser.add_argument("--open", action="store_true", help="open the browser")
+    args = parser.parse_args(argv)
+    auth = _auth(args.auth, args.share)
+    listener = _listener("0.0.0.0" if args.share else "127.0.0.1", args.port)
+    host = socket.gethostname() if args.share else "127.0.0.1"
+    url = f"http://{host}:{listener.getsockname()[1]}/"
+    # the server raises the signal that ended it once more: SIGTERM, too, must leave no temporary files behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Desk(args.runs) as desk:
+        app = serve(desk, page(desk), auth=auth, shared=args.share, theme=look.theme(), css=look.css())
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+        print(f"SegPO app at {url} (Ctrl-C ends it; it only reads {', '.join(args.runs)})", file=sys.stderr, flush=True)
+        if args.open:
+            webbrowser.open(url)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    return 0
+
+
+def _auth(said: str | None, share: bool) -> tuple[str, str] | None:
+    """(user, password) from the command line."""
+    if said is None:
+        if share:
+            raise ValueError("--share lets other machines in and needs a password: add --auth USER:PASSWORD")
+        return None
+    user, colon, password = said.partition(":")
+    if not (user and colon and password):
+        raise ValueError("--auth must be USER:PASSWORD, for example --auth ada:correct-horse")
+    if share and len(password) < 8:
+        raise ValueError("the password of a shared app must have at least 8 characters")
+    return user, password
+
+
+def _listener(host: str, port: int | None) -> socket.socket:
+    """A listening socket: the port that was asked for, or the first free one from `PORT` on."""
+    wanted = [port] if port is not None else range(PORT, PORT + 20)
+    for number in wanted:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, number))
+            listener.listen(128)  # who asks before the server is ready waits
+            return listener
+        except OverflowError:
+            listener.close()
+            raise ValueError(f"--port {number}: a port is a number from 0 to 65535") from None
+        except OSError as error:
+            listener.close()
+            last = error
+    said = f"port {port} is" if port is not None else f"ports {PORT} to {PORT + 19} are"
+    raise OSError(f"{said} not free ({last.strerror}); choose another with --port, or --port 0 for any")

@@ -1,0 +1,96 @@
+"""The metrics of a run, each file read once, kept as small as a chart needs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segviz.app.files import Watch
+from segviz.run import Series
+from segviz.view import tidy
+
+POINTS = 600  #: a chart has no more pixels; older points are averaged in pairs, fours, …
+BUDGET = 0.4  #: seconds of reading before what there is so far is shown
+LEAST = 0.2  #: seconds between two looks at the directory, however many are watching
+
+
+class MetricLog:
+    """Reads what is new at every `refresh`. `unread` counts files still to come, `problems` says what is broken."""
+
+    def __init__(self, path: Path, root: Path):
+        self._watch = Watch(path / "metrics", root)
+        self._lock = threading.Lock()
+        self._points: dict[str, tuple[array, array]] = {}  # name -> steps, values
+        self._todo: list[str] = []
+        self._looked = 0.0
+        self.problems: dict[str, str] = {}
+        self.version = 0  #: grows whenever something changed
+        self._thin: tuple[int, dict[str, Series]] = (-1, {})
+
+    @property
+    def unread(self) -> int:
+        return len(self._todo)
+
+    def refresh(self) -> None:
+        """Read new files, newest first, for at most `BUDGET` seconds."""
+        with self._lock:
+            if not self._todo and time.monotonic() - self._looked < LEAST:
+                return
+            fresh, gone = self._watch.look()
+            self._looked = time.monotonic()
+            if gone:  # the run was started anew, resumed or deleted: what was read may be wrong
+                self._points, self.problems, fresh = {}, {}, list(self._watch.files)
+                self._todo = []
+                self.version += 1
+            self._todo = sorted({*self._todo, *fresh} & self._watch.files.keys())
+            until = time.monotonic() + BUDGET
+            while self._todo and time.monotonic() < until:
+                self._read(self._todo.pop())
+                self.version += 1
+
+    def _read(self, name: str) -> None:
+        try:
+            table = pq.ParquetFile(self._watch.folder / name).read(["step", "name", "value"], use_threads=False)
+        except FileNotFoundError:
+            return
+        except (pa.ArrowException, OSError, KeyError) as error:
+            self.problems[name] = tidy(f"metrics/{name} cannot be read (being copied?): {error}")
+            return
+        for step, metric, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if step is not None and metric is not None and value is not None:
+                steps, values = self._points.setdefault(metric, (array("i"), array("d")))
+                steps.append(step)
+                values.append(value)
+
+    def series(self) -> dict[str, Series]:
+        """Metric name -> steps and values, at most about `POINTS` of them; the last one is as it was recorded."""
+        with self._lock:
+            if self._thin[0] != self.version:
+                found = {
+                    name: thin(np.array(steps), np.array(values)) for name, (steps, values) in self._points.items()
+                }
+                self._thin = (self.version, found)
+            return self._thin[1]
+
+
+def thin(steps: np.ndarray, values: np.ndarray) -> Series:
+    """Steps in order; above `POINTS`, means over 2, 4, 8, … steps, so that old points stay put while a run grows."""
+    order = np.argsort(steps, kind="stable")
+    steps, values = steps[order], values[order]
+    width = 1
+    while len(steps) and (steps[-1] - steps[0]) // width >= POINTS and len(steps) > POINTS:
+        width *= 2
+    if width > 1:
+        head, last = slice(None, -1), slice(-1, None)
+        bucket = steps[head] // width
+        starts = np.flatnonzero(np.diff(bucket, prepend=bucket[0] - 1))
+        counts = np.diff([*starts, len(bucket)])
+        steps = np.concatenate([np.add.reduceat(steps[head], starts) // counts, steps[last]])
+        values = np.concatenate([np.add.reduceat(values[head], starts) / counts, values[last]])
+    return Series(steps.tolist(), values.tolist())

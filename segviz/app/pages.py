@@ -1,0 +1,31 @@
+"""Whole pages of one rollout or one comparison, for frames and for keeping."""
+
+from __future__ import annotations
+
+import segviz as sv
+from segviz.app.shelf import Shelf
+from segviz.ribbon import where
+from segviz.view import View
+
+
+def rollout_page(shelf: Shelf, name: str, step: int, group: int, sample: int, heading: bool = False) -> View:
+    """Everything about one rollout on one page, its parts linked: credit, values, group, and tree or chain.
+
+    `heading`: the page says itself which rollout it is; in a frame of the app, the app does.
+
+    Raises:
+        Missing, SchemaError: the run cannot be read.
+        KeyError: the rollout is not recorded.
+    """
+    run = shelf.open(name)
+    rollout = run.rollout(step, group, sample)
+    parts = [sv.ribbon(rollout), sv.staircase(rollout), sv.roles(rollout), sv.group(run, step, group)]
+    if run.nodes(step, group):
+        parts.append(sv.tree(run, step, group))
+    return sv.together(*parts, title=f"{run.name} · {where(rollout)}" if heading else "")
+
+
+def methods_page(shelf: Shelf, name: str, step: int, group: int, sample: int) -> View:
+    """One rollout under every method whose credit is known. Raises as `rollout_page`."""
+    run = shelf.open(name)
+    return sv.compare(run.credits(step, group, sample))

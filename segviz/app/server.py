@@ -1,0 +1,279 @@
+"""The server: Gradio's page, our data as JSON, and pages of rollouts, to this machine alone unless shared.
+
+Rules that hold for every request stand in `Guard`, around everything, Gradio's own routes included.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from segpo_core.record import SchemaError
+from segviz.app import look, pages, playground
+from segviz.app.compare import occurrences, prompts
+from segviz.app.index import Index
+from segviz.app.live import Live
+from segviz.app.rollouts import Question, ask
+from segviz.app.shelf import Missing, Shelf
+from segviz.app.start import Starter
+from segviz.app.studio import Studio
+from segviz.theme import css, script
+from segviz.view import View, escape, plain_json
+
+#: What our own scripts use of the renderer, besides `render`.
+EXPORTS = "export { h, s, num, signed, visible, known, strip };"
+SCRIPTS = ("core.js", "live.js", "frame.js", "table.js", "compare.js", "scene.js", "playground.js")
+RUNS = 12  #: runs that one question may name
+HERE = ("127.0.0.1", "localhost", "[::1]")
+
+#: Gradio's page runs its own inline scripts; it may still fetch nothing from elsewhere, nor be framed elsewhere.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self'; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+#: A page of a rollout may not even touch this server's other pages, should a text get out of its place.
+SANDBOX = "sandbox allow-scripts; frame-ancestors 'self'"
+
+
+class Desk:
+    """What the tabs and the routes work with; a context manager that cleans up."""
+
+    def __init__(self, roots: Sequence[str]):
+        self.shelf, self.index = Shelf(roots), Index()
+        self.live = Live(self.shelf, self.index)
+        self.starter = Starter(self.shelf.roots[0])
+        self.studio = Studio(self.shelf)
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.studio.close()
+        self.index.close()
+        self.starter.close()
+
+
+def serve(
+    desk: Desk, blocks: gr.Blocks, auth: tuple[str, str] | None = None, shared: bool = False, **style: Any
+) -> ASGIApp:
+    """The whole app.
+
+    Args:
+        desk: what is shown.
+        blocks: Gradio's page.
+        auth: (user, password) that everybody needs.
+        shared: other machines may ask; else only names of this machine are answered to.
+        style: theme and css of Gradio's page.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _assets(app)
+    _data(app, desk)
+    _pages(app, desk)
+    playground.routes(app, playground.Playground(desk.shelf, desk.studio), _told, _framed)
+    module = f'<script type="module" src="/segpo/app.js?v={_digest(_module())}"></script>'
+    app = gr.mount_gradio_app(
+        app, blocks, path="/", allowed_paths=[], footer_links=[], ssr_mode=False, run_history=False, head=module,
+        enable_monitoring=False, mcp_server=False, show_error=True, max_file_size="20mb", **style,
+    )  # fmt: skip
+    return Guard(app, auth, shared)
+
+
+class Guard:
+    """ASGI around everything: the password, who is asked as whom, and what answers may do."""
+
+    def __init__(self, app: ASGIApp, auth: tuple[str, str] | None, shared: bool):
+        self.app, self.auth, self.shared = app, auth, shared
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        refusal = self.refusal(Headers(scope=scope), scope.get("path", ""))
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                there = {name.lower() for name, _ in message["headers"]}
+                for name, value in (
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"same-origin"),
+                    (b"cross-origin-resource-policy", b"same-origin"),
+                    (b"content-security-policy", POLICY.encode()),
+                ):
+                    if name not in there:
+                        message["headers"].append((name, value))
+            await send(message)
+
+        await self.app(scope, receive, answer)
+
+    def refusal(self, headers: Headers, path: str) -> Response | None:
+        """The answer to a request that is not let in."""
+        host = headers.get("host", "")
+        if not self.shared and re.sub(r":\d+$", "", host) not in HERE:
+            # a web site whose name was made to point here must not read runs in the reader's name
+            return PlainTextResponse("This app answers to localhost only.", 403)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return PlainTextResponse("Another web site asked for this in your name; refused.", 403)
+        if self.auth is not None and not self._let_in(headers.get("authorization", "")):
+            return PlainTextResponse(
+                "Name and password, please.", 401, {"WWW-Authenticate": 'Basic realm="SegPO", charset="UTF-8"'}
+            )
+        if "\0" in path:
+            return PlainTextResponse("There is no such page.", 404)
+        return None
+
+    def _let_in(self, said: str) -> bool:
+        kind, _, rest = said.partition(" ")
+        try:
+            given = base64.b64decode(rest, validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        wanted = ":".join(self.auth or ()).encode()
+        return kind.lower() == "basic" and secrets.compare_digest(given, wanted)
+
+
+def _assets(app: FastAPI) -> None:
+    @app.get("/segpo/{name}.js")
+    def code(name: str, request: Request) -> Response:
+        made = {"app": _module, "renderer": lambda: f"{script()}\n{EXPORTS}"}.get(name)
+        return _same(request, made(), "text/javascript") if made else _nothing()
+
+    @app.get("/segpo/app.css")
+    def style(request: Request) -> Response:
+        return _same(request, css() + look.colours() + look.asset("app.css") + look.asset("playground.css"), "text/css")
+
+
+def _data(app: FastAPI, desk: Desk) -> None:
+    shelf, index = desk.shelf, desk.index
+
+    def names(request: Request) -> list[str]:
+        return list(dict.fromkeys(request.query_params.getlist("run")))[:RUNS]
+
+    @app.get("/segpo/api/runs")
+    def runs(request: Request) -> Response:
+        return _same(request, desk.live.runs())
+
+    @app.get("/segpo/api/live")
+    def live(request: Request) -> Response:
+        return _same(request, desk.live.page(names(request)))
+
+    @app.get("/segpo/api/trainer")
+    def trainer(request: Request) -> Response:
+        return _same(request, plain_json(desk.starter.status()))
+
+    @app.post("/segpo/api/trainer/stop")
+    def stop() -> Response:
+        return _told(lambda: desk.starter.stop() or JSONResponse({}))
+
+    @app.get("/segpo/api/rollouts")
+    def table(request: Request) -> Response:
+        return _told(lambda: _same(request, plain_json(ask(shelf, index, Question.parse(request.query_params)))))
+
+    @app.get("/segpo/api/prompts")
+    def shared_prompts(request: Request) -> Response:
+        search = request.query_params.get("search", "")
+        return _told(lambda: _same(request, plain_json(prompts(shelf, index, names(request), search))))
+
+    @app.get("/segpo/api/prompt")
+    def one_prompt(request: Request) -> Response:
+        example = request.query_params.get("example", "")
+        return _told(lambda: _same(request, plain_json({"rows": occurrences(shelf, index, names(request), example)})))
+
+
+def _pages(app: FastAPI, desk: Desk) -> None:
+    makers = {"rollout": pages.rollout_page, "methods": pages.methods_page}
+
+    @app.get("/view/{run}/{kind}/{step}/{group}/{sample}")
+    def view(run: str, kind: str, step: str, group: str, sample: str, theme: str = "", download: str = "") -> Response:
+        if kind not in makers or not all(re.fullmatch(r"\d{1,9}", n) for n in (step, group, sample)):
+            return _sorry("There is no such page.", 404)
+        more = {"heading": True} if download and kind == "rollout" else {}
+        try:
+            made = makers[kind](desk.shelf, run, int(step), int(group), int(sample), **more)
+        except (Missing, SchemaError, KeyError) as error:
+            return _sorry(str(error.args[0] if error.args else error), 404)
+        except OSError as error:  # deleted while it was read
+            return _sorry(f"The run cannot be read just now: {error}", 503)
+        headers = {"Cache-Control": "no-store"}
+        if download:
+            file = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{run}-{kind}-{step}-{group}-{sample}.html")
+            headers["Content-Disposition"] = f'attachment; filename="{file}"'
+        return HTMLResponse(_page(made, theme), 200, headers | {"Content-Security-Policy": SANDBOX})
+
+
+def _framed(make: Callable[[], View], theme: str) -> Response:
+    """The page of a view that is made now, or why there is none."""
+    try:
+        made = make()
+    except (Missing, ValueError) as error:
+        return _sorry(str(error), 404)
+    headers = {"Cache-Control": "no-store", "Content-Security-Policy": SANDBOX}
+    return HTMLResponse(_page(made, theme), 200, headers)
+
+
+def _page(view: View, theme: str) -> str:
+    """The page of a view; in the colours of the app's page around it, where that says which."""
+    page = view.html()
+    if theme in ("light", "dark"):
+        page = page.replace('<html lang="en">', f'<html lang="en" data-segviz-theme="{theme}">', 1)
+    return page
+
+
+def _sorry(words: str, status: int) -> Response:
+    """A page that says why there is nothing to see."""
+    style = (
+        "body{font:15px/1.55 system-ui,sans-serif;margin:0;display:grid;place-items:center;min-height:90vh;"
+        "color:#5b5e66;background:#fbfaf8}p{max-width:56ch;padding:24px;overflow-wrap:anywhere}"
+        "@media (prefers-color-scheme:dark){body{color:#a6abb5;background:#14161a}}"
+    )
+    words = words if len(words) <= 600 else f"{words[:600]}…"  # such as a list of thousands of steps
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>SegPO</title><style>{style}</style>'
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; {SANDBOX}"
+    return HTMLResponse(f'{page}<p role="alert">{escape(words)}</p>', status, {"Content-Security-Policy": policy})
+
+
+def _told(answer: Callable[[], Response]) -> Response:
+    """The answer, or what is wrong with the question, in words."""
+    try:
+        return answer()
+    except Missing as error:
+        return JSONResponse({"error": str(error)}, 404)
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, 400)
+
+
+def _same(request: Request, text: str, kind: str = "application/json") -> Response:
+    """The text, or 304 where the asker has it already."""
+    tag = f'"{_digest(text)}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(text, media_type=f"{kind}; charset=utf-8", headers=headers)
+
+
+def _module() -> str:
+    return "\n".join(look.asset(name) for name in SCRIPTS)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _nothing() -> Response:
+    return PlainTextResponse("There is no such page.", 404)

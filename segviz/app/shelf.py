@@ -1,0 +1,223 @@
+"""The run directories that the app was given: which runs there are, how they are, and nothing outside them.
+
+A run is known by a name, and names are looked up, never joined to a path. A link that leads out of the directory that
+was given counts as not being there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segpo_core.record import SchemaError, read_manifest
+from segviz.app.metrics import MetricLog
+from segviz.run import Rollout, RolloutTable, Run, Series
+from segviz.theme import method_label
+from segviz.view import tidy
+
+KINDS = ("run.json", "metrics", "rollouts", "nodes", "images", "credit")
+BUSY = 60.0  #: seconds without a new step until a run is called quiet
+
+
+class Missing(LookupError):
+    """Something that was asked for is not there (any more); the message says so in words."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run lies. `root` is the directory that was given, resolved; `path` lies in it, or is it."""
+
+    name: str
+    path: Path
+    root: Path
+
+
+class ShelfRun(Run):
+    """A run of which no link leads outside, with metrics that are read once and kept small."""
+
+    def __init__(self, place: Place, log: MetricLog):
+        self.place, self.log, self.root = place, log, place.root
+        for kind in KINDS:
+            if not inside(place.path / kind, place.root):
+                raise Missing(f"{place.name}: {kind} is a link that leads out of {place.root}; it is not followed.")
+        super().__init__(place.path)
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+    @property
+    def metrics(self) -> dict[str, Series]:
+        return self.log.series()
+
+    def rollout(self, step: int, group: int, sample: int) -> Rollout:
+        self.check_step(step)
+        return super().rollout(step, group, sample)
+
+    def group(self, step: int, group: int) -> list[Rollout]:
+        self.check_step(step)
+        return super().group(step, group)
+
+    def nodes(self, step: int, group: int | None = None) -> list[dict[str, Any]]:
+        self.check_step(step)
+        return super().nodes(step, group)
+
+    def rollouts_at(self, step: int) -> RolloutTable:
+        self.check_step(step)
+        return super().rollouts_at(step)
+
+    def image(self, sha: str) -> bytes | None:
+        return super().image(sha) if inside(self.path / "images" / f"{sha}.png", self.root) else None
+
+    def check_step(self, step: int) -> None:
+        """Raise Missing where a file of a step is a link that leads outside."""
+        for kind in ("rollouts", "nodes", "credit/*"):
+            for path in self.path.glob(f"{kind}/step-{step:06d}.*"):
+                if not inside(path, self.root):
+                    raise Missing(f"{path.name} is a link that leads out of {self.root}; it is not followed.")
+
+
+class Shelf:
+    """All runs of the directories that were given."""
+
+    def __init__(self, roots: Sequence[str | Path]):
+        self.roots = [Path(root).resolve() for root in roots]
+        self.names = [str(root) for root in roots]  #: as they were given, for people
+        self._logs: dict[Path, MetricLog] = {}
+        self._manifests: dict[Path, tuple[tuple, dict[str, Any] | str]] = {}
+        self._lock = threading.Lock()
+
+    def places(self) -> dict[str, Place]:
+        """Name -> place, by name. A directory is a run when it holds run.json, or what a run without it would hold."""
+        found: list[tuple[Path, Path]] = []
+        for root in self.roots:
+            if _like_run(root):
+                found.append((root, root))
+                continue
+            try:
+                with os.scandir(root) as entries:
+                    paths = sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
+            except OSError:
+                continue
+            found += [(path, root) for path in paths if inside(path, root) and path.is_dir() and _like_run(path)]
+        places: dict[str, Place] = {}
+        for path, root in found:
+            name = path.name
+            while name in places:  # the same name in two directories
+                name = f"{root.parent.name}~{name}" if root == path else f"{root.name}~{name}"
+            places[name] = Place(name, path, root)
+        return places
+
+    def place(self, name: str) -> Place:
+        """Where a run lies.
+
+        Raises:
+            Missing: there is no such run.
+        """
+        places = self.places()
+        if name not in places:
+            there = ", ".join(places) or "none"
+            raise Missing(f"There is no run {name!r} here (any more). Runs that are there: {there}.")
+        return places[name]
+
+    def open(self, name: str) -> ShelfRun:
+        """A run as it is now.
+
+        Raises:
+            Missing: there is no such run, or a link in it leads outside.
+            SchemaError: its run.json is missing, broken or of another version.
+        """
+        place = self.place(name)
+        return ShelfRun(place, self.log(place))
+
+    def log(self, place: Place) -> MetricLog:
+        """The metrics of a run, read as far as there was time."""
+        with self._lock:
+            log = self._logs.setdefault(place.path, MetricLog(place.path, place.root))
+        log.refresh()
+        return log
+
+    def described(self) -> list[dict[str, Any]]:
+        """What is on the shelf, in words: the latest change first."""
+        places = self.places()
+        with self._lock:  # what was deleted is forgotten
+            kept = {place.path for place in places.values()}
+            self._logs = {path: log for path, log in self._logs.items() if path in kept}
+            self._manifests = {path: known for path, known in self._manifests.items() if path in kept}
+        found = [self.describe(place) for place in places.values()]
+        return sorted(found, key=lambda run: (-run["changed"], run["name"]))
+
+    def describe(self, place: Place) -> dict[str, Any]:
+        """One run: name, method, label, step, planned, changed (seconds since the epoch), state and its words,
+        credits (other methods whose credit was computed)."""
+        manifest = self._manifest(place)
+        step, changed = last_step(place.path / "metrics", place.root)
+        about = {
+            "name": tidy(place.name), "path": tidy(str(place.path)), "method": "", "label": "", "step": step,
+            "planned": None, "changed": changed, "credits": sorted(p.name for p in place.path.glob("credit/*/")),
+        }  # fmt: skip
+        if isinstance(manifest, str):
+            return about | {"state": "unreadable", "words": tidy(manifest)}
+        config = manifest.get("config") if isinstance(manifest.get("config"), dict) else {}
+        method = str(manifest.get("method") or config.get("method") or "")
+        planned = config.get("max_steps") if isinstance(config.get("max_steps"), int) else None
+        about |= {"method": method, "label": method_label(method), "planned": planned}
+        quiet = time.time() - changed > BUSY
+        if step is not None and planned is not None and step >= planned:
+            return about | {"state": "finished", "words": f"finished, {step} steps"}
+        of = f"step {step} of {planned}" if planned else f"step {step}"
+        if step is None:
+            words = "started, then no step" if quiet else "started, no step yet"
+            return about | {"state": "quiet" if quiet else "running", "words": words}
+        return about | {"state": "quiet" if quiet else "running", "words": f"{of}, no news" if quiet else of}
+
+    def _manifest(self, place: Place) -> dict[str, Any] | str:
+        """run.json, or why it cannot be read."""
+        path = place.path / "run.json"
+        if not inside(path, place.root):
+            return "run.json is a link that leads outside; it is not followed."
+        try:
+            stat = path.stat()
+        except OSError:
+            return "no run.json (yet): perhaps the run is just being copied here"
+        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        known = self._manifests.get(place.path)
+        if known is None or known[0] != stamp:
+            try:
+                known = (stamp, read_manifest(place.path))
+            except (SchemaError, OSError, UnicodeDecodeError) as error:
+                known = (stamp, str(error))
+            self._manifests[place.path] = known
+        return known[1]
+
+
+def inside(path: Path, root: Path) -> bool:
+    """Whether a path, its links followed, lies in `root`. What is not there lies where its name says."""
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL
+        return False
+
+
+def last_step(folder: Path, root: Path) -> tuple[int | None, float]:
+    """(the last recorded step, None without any; when the run last changed, in seconds since the epoch)."""
+    try:
+        if not inside(folder, root):
+            return None, 0.0
+        changed = folder.stat().st_mtime
+        names = [name for name in os.listdir(folder) if name.startswith("step-") and name.endswith(".parquet")]
+        return (int(max(names)[5:11]) if names else None), changed
+    except (OSError, ValueError):
+        try:
+            return None, folder.parent.stat().st_mtime
+        except OSError:
+            return None, 0.0
+
+
+def _like_run(path: Path) -> bool:
+    return (path / "run.json").exists() or (path / "metrics").is_dir() or (path / "rollouts").is_dir()

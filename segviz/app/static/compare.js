@@ -1,0 +1,211 @@
+// --- the tab Compare --------------------------------------------------------------------------------------------------
+
+const MODES = [
+  ["methods", "One rollout, every method", "What would each method have blamed? The same completion, judged by all whose credit is known."],
+  ["runs", "Two runs, one prompt", "What two runs make of the same problem: pick a prompt that both have seen, then a completion of each."],
+  ["time", "One prompt over training", "How a run's answers to one problem change from step to step."],
+];
+
+class ComparePanel extends Panel {
+  build() {
+    this.runs = [];
+    this.mode = address.get().get("c") ?? "methods";
+    if (!MODES.some(([mode]) => mode === this.mode)) this.mode = "methods";
+    this.tabs = h("div", { class: "modes", role: "group", "aria-label": "What to compare" }, MODES.map(([mode, name]) => button(name, () => this.choose(mode), { "data-mode": mode, class: "mode" })));
+    this.lead = h("p", { class: "lead" });
+    this.stage = h("div", { class: "stage" }, h("div", { class: "loading", role: "status" }, "Reading the runs…"));
+    this.root.append(this.tabs, this.lead, this.stage);
+    this.polls = [new Poll(this, () => "/segpo/api/runs", 3000, (data, error) => {
+      if (error) { if (!this.drawn) this.stage.replaceChildren(notice(error.message, "failed")); return; }
+      const before = this.runs.map((run) => run.name).join("/");
+      this.runs = data.runs;
+      if (before !== data.runs.map((run) => run.name).join("/") || !this.drawn) this.draw();
+    })];
+    address.on(() => {
+      const mode = address.get().get("c") ?? this.mode;
+      const stamp = JSON.stringify([mode, address.rollout()]);
+      if (stamp !== this.stamp && address.get().get("tab") === "compare") { this.mode = mode; this.draw(); }
+    });
+  }
+
+  choose(mode) {
+    this.mode = mode;
+    address.set({ tab: "compare", c: mode });
+    this.draw();
+  }
+
+  draw() {
+    this.drawn = true;
+    this.stamp = JSON.stringify([this.mode, address.rollout()]);
+    for (const el of this.tabs.children) el.setAttribute("aria-pressed", String(el.dataset.mode === this.mode));
+    this.lead.textContent = MODES.find(([mode]) => mode === this.mode)[2];
+    this.again = null;
+    if (!this.runs.length) { this.stage.replaceChildren(empty("No runs yet", "Start one in the tab “Start a run”; what it records can be compared here.")); return; }
+    ({ methods: () => this.methods(), runs: () => this.prompts(2), time: () => this.prompts(1) })[this.mode]();
+  }
+
+  select(label, value, names, onchange) {
+    const el = h("select", { "aria-label": label, onchange: () => onchange(el.value) }, names.map((name) => h("option", { value: name }, visible(name))));
+    if (names.includes(value)) el.value = value;
+    return [h("label", {}, h("span", {}, label), el), el];
+  }
+
+  // one rollout under every method
+
+  async methods() {
+    const names = this.runs.map((run) => run.name), wanted = address.rollout();
+    const frame = viewFrame((what, ids) => { if (what === "open") openRollout({ run: run.value, ...ids }); }, "Credit of every method");
+    const inputs = ["step", "group", "sample"].map((name) => h("input", { type: "number", min: 0, step: 1, name, "aria-label": name, required: true, value: wanted?.[name] ?? "" }));
+    const note = h("div", {}), best = this.runs.find((run) => run.credits.length) ?? this.runs[0];
+    const [label, run] = this.select("Run", wanted?.run ?? best.name, names, () => this.first(run.value, inputs).then(go));
+    const go = () => {
+      if (!inputs.every((el) => /^\d+$/.test(el.value))) return;
+      const [step, group, sample] = inputs.map((el) => Number(el.value)), rollout = { run: run.value, step, group, sample };
+      const about = this.runs.find((one) => one.name === run.value);
+      note.replaceChildren(...(about && !about.credits.length ? [h("p", { class: "notice" }, "Only the credit it was trained with is recorded. Other methods' credit is computed with ",
+        h("code", {}, visible(`segpo credit ${about.path} --method grpo,rloo,gspo --steps ${step}`)), ".")] : []));
+      address.set(rollout);
+      this.stamp = JSON.stringify([this.mode, address.rollout()]);
+      frame.show(rollout, "methods");
+    };
+    const form = h("form", { class: "filters", onsubmit: (event) => { event.preventDefault(); go(); } }, label,
+      inputs.map((el) => h("label", { class: "short" }, h("span", {}, el.name), el)), h("button", { class: "button", type: "submit" }, "Show"),
+      button("Open the rollout", () => openRollout(address.rollout())));
+    frame.el.classList.add("tall");
+    this.stage.replaceChildren(form, note, frame.el);
+    this.again = () => { frame.again(); go(); };
+    if (!wanted) await this.first(run.value, inputs).catch((error) => note.replaceChildren(notice(error.message, "failed")));
+    if (inputs.every((el) => el.value !== "")) go();
+    else note.replaceChildren(empty("No rollouts in this run yet", "Choose another run, or wait for its first step."));
+  }
+
+  /** Fills in a run's newest rollout that went wrong, or its newest one. */
+  async first(run, inputs) {
+    for (const filter of [{ answer: "wrong" }, {}]) {
+      const { rows } = await ask(`/segpo/api/rollouts?${new URLSearchParams({ run, limit: 1, ...filter })}`);
+      if (rows.length) { inputs.forEach((el) => { el.value = rows[0][el.name]; }); return; }
+    }
+    inputs.forEach((el) => { el.value = ""; });
+  }
+
+  recolour() { this.again?.(); }
+
+  // one prompt in two runs, or over training
+
+  prompts(count_) {
+    const names = this.runs.map((run) => run.name);
+    if (names.length < count_) { this.stage.replaceChildren(empty("Two runs are needed", "Start another one; with the same seed it sees the same problems.")); return; }
+    const params = address.get(), said = params.getAll("cr"), pick = [said[0] ?? names[0]];
+    if (count_ === 2) pick.push(said[1] ?? names.find((name) => name !== pick[0]));
+    const list = h("div", { class: "prompts" }), detail = h("div", { class: "detail" }), search = h("input", { type: "search", placeholder: "part of the prompt's id", "aria-label": "Prompt" });
+    const selects = pick.map((name, i) => this.select(count_ === 2 ? `Run ${"AB"[i]}` : "Run", name, names, () => load()));
+    const load = async () => {
+      const chosen = selects.map(([, el]) => el.value);
+      address.set({ cr: chosen });
+      if (count_ === 2 && chosen[0] === chosen[1]) { list.replaceChildren(empty("The same run twice", "Choose two different ones.")); return; }
+      const query = new URLSearchParams([...chosen.map((name) => ["run", name]), ["search", search.value]]);
+      const mine = (this.loads = (this.loads ?? 0) + 1);
+      try {
+        const data = await ask(`/segpo/api/prompts?${query}`);
+        if (mine !== this.loads) return;
+        this.fill(list, detail, data, chosen);
+        if (data.filling) setTimeout(() => { if (mine === this.loads && list.isConnected) load(); }, 1000);
+      } catch (error) { if (mine === this.loads) list.replaceChildren(notice(error.message, "failed")); }
+    };
+    search.addEventListener("input", () => { clearTimeout(this.typing); this.typing = setTimeout(load, 250); });
+    this.stage.replaceChildren(h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, selects.map(([label]) => label),
+      h("label", { class: "grow" }, h("span", {}, "Prompt"), search)), h("div", { class: "columns" }, list, detail));
+    list.replaceChildren(h("div", { class: "loading", role: "status" }, "Looking for prompts…"));
+    load();
+  }
+
+  fill(list, detail, data, chosen) {
+    const two = chosen.length === 2, same = data.prompts.map((p) => p.example).join("\n");
+    if (!data.prompts.length) {
+      list.replaceChildren(data.filling ? h("div", { class: "loading", role: "status" }, "Reading the rollouts…")
+        : empty(two ? "No prompt that both runs saw" : "No prompts", two ? "Runs with the same seed and data see the same problems." : "None is recorded that fits."));
+      detail.replaceChildren();
+      return;
+    }
+    const share = (run) => (known(run.right) ? `${run.right} of ${run.count} right` : `${run.count} completions`);
+    const buttons = data.prompts.map((prompt) => h("button", { type: "button", class: "prompt", "aria-pressed": "false", onclick: () => open(prompt.example) },
+      h("b", {}, visible(prompt.example)), prompt.runs.map((run, i) => h("span", {}, two ? `${"AB"[i]}: ${share(run)}` : share(run), run.times > 1 ? `, at ${count(run.times)} steps` : `, step ${run.steps[0]}`))));
+    const open = (example) => {
+      buttons.forEach((el, i) => el.setAttribute("aria-pressed", String(data.prompts[i].example === example)));
+      address.set({ ce: example });
+      this.detail(detail, example, chosen);
+    };
+    list.replaceChildren(h("p", { class: "quiet" }, `${count(data.total)} prompts${two ? " seen by both, those with the largest difference first" : ", those seen most often first"}${data.total > data.prompts.length ? `; ${data.prompts.length} shown` : ""}`),
+      h("div", { class: "scroll" }, buttons));
+    const wanted = address.get().get("ce");
+    if (this.listed === same && detail.childElementCount) return;
+    this.listed = same;
+    open(wanted && (data.prompts.some((p) => p.example === wanted)) ? wanted : data.prompts[0].example);
+  }
+
+  async detail(el, example, chosen) {
+    const mine = (this.details = (this.details ?? 0) + 1);
+    try {
+      const { rows } = await ask(`/segpo/api/prompt?${new URLSearchParams([...chosen.map((name) => ["run", name]), ["example", example]])}`);
+      if (mine === this.details) this.drawDetail(el, example, chosen, rows);
+    } catch (error) { if (mine === this.details) el.replaceChildren(notice(error.message, "failed")); }
+  }
+
+  drawDetail(el, example, chosen, rows) {
+    const two = chosen.length === 2, sides = chosen.map((run) => ({ run, rows: rows.filter((row) => row.run === run), frame: viewFrame((what, ids) => { if (what === "open") openRollout({ run, ...ids }); }, `Rollout of ${run}`) }));
+    const redraw = [];
+    const side = ({ run, rows: mine, frame }) => {
+      let shown = null;
+      const steps = [...new Set(mine.map((row) => row.step))];
+      const chips = mine.map((row) => [row, h("button", { type: "button", class: "chip", "aria-pressed": "false", "aria-label": `${place(row)}, answer ${MARKS[row.answer_right ?? null][1]}`, title: `${place(row)}, reward ${reward(row.reward)}`, onclick: () => show(row) },
+        verdict(row.answer_right), ` ${row.sample}`)]);
+      const link = button("Open", () => openRollout({ ...shown, run }));
+      const show = (row) => {
+        shown = row;
+        chips.forEach(([other, chip]) => chip.setAttribute("aria-pressed", String(other === row)));
+        frame.show({ ...row, run });
+      };
+      redraw.push(() => { frame.again(); if (shown) frame.show({ ...shown, run }); });
+      const lines = steps.map((step) => {
+        const here = chips.filter(([row]) => row.step === step), right = here.filter(([row]) => row.answer_right).length;
+        return h("div", { class: "stepline" }, h("span", { class: "quiet" }, `step ${step}`), h("span", { class: "chips" }, here.map(([, chip]) => chip)), h("span", { class: "quiet" }, `${right} of ${here.length} right`));
+      });
+      const box = h("div", { class: "side" }, h("div", { class: "toolbar" }, h("h3", {}, two ? `${"AB"[chosen.indexOf(run)]}: ` : "", visible(run)), link), h("div", { class: "lines" }, lines), frame.el);
+      if (!two && steps.length === 1) box.prepend(notice(`This run saw the prompt at step ${steps[0]} only. A data set with fewer problems, or more steps, brings prompts back.`));
+      if (mine.length) queueMicrotask(() => show(mine.find((row) => row.answer_right === false) ?? mine[0]));
+      return box;
+    };
+    this.again = () => redraw.forEach((f) => f());
+    el.replaceChildren(h("h2", {}, visible(example)), h("div", { class: `sides${two ? " two" : ""}` }, sides.map(side)));
+  }
+}
+
+// --- the process that was started here --------------------------------------------------------------------------------
+
+class TrainerPanel extends Panel {
+  build() {
+    this.words = h("p", { class: "lead", role: "status" });
+    this.link = button("Watch it live", () => { address.set({ tab: "live", live: [this.name] }, true); showTab("live"); }, { hidden: true });
+    this.stop = button("Stop after this step", async () => { this.stop.disabled = true; await fetch("/segpo/api/trainer/stop", { method: "POST" }); this.polls[0].now(); }, { hidden: true, class: "button stop" });
+    this.output = h("pre", { class: "output", tabindex: "0", "aria-label": "What the training says" });
+    this.root.append(h("section", { class: "trainer" }, h("h2", {}, "Training"), this.words, h("p", { class: "buttons" }, this.link, this.stop), this.output));
+    this.polls = [new Poll(this, () => "/segpo/api/trainer", 1000, (data, error) => {
+      if (error) { this.words.replaceChildren(notice(error.message, "failed")); return; }
+      this.name = data.name;
+      this.words.textContent = data.words;
+      this.root.dataset.state = data.state;
+      this.stop.hidden = data.state !== "running" && data.state !== "stopping";
+      this.stop.disabled = false;
+      this.stop.textContent = data.state === "stopping" ? "Stop at once" : "Stop after this step";
+      this.link.hidden = !data.name || data.state === "failed";
+      const down = this.output.scrollTop + this.output.clientHeight >= this.output.scrollHeight - 8;
+      this.output.textContent = visible(data.output);
+      this.output.hidden = !data.output;
+      if (down) this.output.scrollTop = this.output.scrollHeight;
+    })];
+  }
+}
+
+for (const [name, panel] of [["top", Top], ["live", LivePanel], ["rollouts", RolloutsPanel], ["compare", ComparePanel], ["trainer", TrainerPanel]]) {
+  customElements.define(`segpo-${name}`, panel);
+}

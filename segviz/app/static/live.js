@@ -1,0 +1,187 @@
+// --- the tab Live ---------------------------------------------------------------------------------------------------
+
+class LivePanel extends Panel {
+  build() {
+    this.chosen = address.get().getAll("live");
+    this.auto = !this.chosen.length;  // nothing chosen: the run that changed last
+    this.paused = false;
+    this.pinned = new Map();
+    this.runs = [];
+    this.pending = null;
+    this.missed = 0;
+    this.picker = h("div", { class: "picker-runs", role: "group", "aria-label": "Runs to watch" });
+    this.status = h("span", { class: "quiet", role: "status" });
+    this.pause = button("Pause", () => this.setPaused(!this.paused), { "aria-pressed": "false" });
+    this.board = h("div", { class: "live-board" });
+    this.cards = h("div", { class: "cards" });
+    this.notes = h("div", {});
+    this.body = h("div", { class: "live" },
+      h("section", { class: "curves", "aria-label": "Curves" }, this.board),
+      h("section", { class: "newest", "aria-label": "Newest rollouts" }, h("h2", {}, "Newest rollouts"),
+        h("p", { class: "quiet" }, "Of each prompt of the newest step, the completion with the strongest credit. Click to see why."), this.cards));
+    this.root.append(this.picker, h("div", { class: "toolbar" }, this.pause, this.status), this.notes, this.body);
+    this.body.append(h("div", { class: "loading wide", role: "status" }, "Reading the runs…"));
+    this.polls = [
+      new Poll(this, () => "/segpo/api/runs", 1000, (data, error) => this.shelf(data, error)),
+      this.live = new Poll(this, () => (this.chosen.length ? `/segpo/api/live?${new URLSearchParams(this.chosen.map((name) => ["run", name]))}` : null),
+        1000, (data, error) => this.news(data, error)),
+    ];
+    for (const name of ["pointerleave", "focusout"]) this.body.addEventListener(name, () => setTimeout(() => this.flush(), 50));
+    this.body.addEventListener("pointermove", () => this.flush());
+    address.on(() => {
+      const named = address.get().getAll("live");
+      if (named.length && String(named) !== String(this.chosen)) { this.chosen = named; this.auto = false; this.drawPicker(); this.live.now(); }
+    });
+  }
+
+  shelf(data, error) {
+    if (error) { this.notes.replaceChildren(notice(error.message, "failed")); return; }
+    if (this.lost) { this.notes.replaceChildren(); this.live.now(); }
+    this.lost = false;
+    this.runs = data.runs;
+    this.body.querySelector(".loading")?.remove();
+    if (this.auto && !this.held) {
+      const first = data.runs.find((run) => run.state !== "unreadable") ?? data.runs[0];
+      const next = first ? [first.name] : [];
+      if (String(next) !== String(this.chosen)) { this.chosen = next; this.live.now(); }
+    }
+    this.drawPicker();
+    if (!data.runs.length) {
+      this.board.replaceChildren(empty("No runs yet", `Nothing is recorded in ${data.roots.map(visible).join(", ")}. `, "Start one in the tab “Start a run”, or with ",
+        h("code", {}, "segpo train --config configs/demo.yaml --output-dir runs/first"), ". It shows here by itself."));
+      this.cards.replaceChildren();
+    }
+    this.body.classList.toggle("alone", !data.runs.length);
+    this.say();
+  }
+
+  drawPicker() {
+    const stamp = JSON.stringify([this.runs.map((run) => [run.name, run.words, run.label]), this.chosen]);
+    if (stamp === this.drawn) return;
+    this.drawn = stamp;
+    const focused = this.shadowRoot.activeElement?.dataset?.run;
+    const gone = this.chosen.filter((name) => !this.runs.some((run) => run.name === name)).map((name) => ({ name, label: "", state: "unreadable", words: "not there (any more)" }));
+    this.picker.replaceChildren(...[...this.runs, ...gone].map((run) => h("button", {
+      type: "button", class: "run", "data-run": run.name, "aria-pressed": String(this.chosen.includes(run.name)), onclick: () => this.toggle(run.name),
+    }, h("b", {}, visible(run.name)), run.label ? h("span", {}, visible(run.label)) : null, stateMark(run))));
+    if (!this.placed && this.chosen.length) {  // of many runs, the chosen one is in sight
+      this.placed = true;
+      const first = this.picker.querySelector("[aria-pressed=true]");
+      if (first) this.picker.scrollTop = first.offsetTop - this.picker.offsetTop;
+    }
+    if (focused) [...this.picker.children].find((el) => el.dataset.run === focused)?.focus();
+  }
+
+  toggle(name) {
+    this.auto = false;
+    this.chosen = this.chosen.includes(name) ? this.chosen.filter((other) => other !== name) : [...this.chosen, name];
+    address.set({ live: this.chosen });
+    this.drawPicker();
+    this.pending = null;
+    if (this.chosen.length) { this.live.now(); return; }
+    this.boards = (this.boards ?? 0) + 1;  // what is being drawn just now is not wanted any more
+    this.board.replaceChildren(empty("No run is chosen", "Choose one or several above; several are laid over each other."));
+    this.cards.replaceChildren();
+    this.notes.replaceChildren();
+    this.say();
+  }
+
+  /** Somebody is reading here: nothing is pulled away from under the pointer or the focus. */
+  get held() { return this.paused || this.body.querySelector(".plot:hover, .card:hover, .card:focus-within, .plot :focus") !== null; }
+
+  setPaused(paused) {
+    this.paused = paused;
+    this.pause.textContent = paused ? "Follow" : "Pause";
+    this.pause.setAttribute("aria-pressed", String(paused));
+    this.flush();
+    this.say();
+  }
+
+  news(data, error) {
+    if (error) { this.lost = true; this.notes.replaceChildren(notice(error.message, "failed")); return; }
+    if (!this.chosen.length) return;
+    const step = Math.max(0, ...data.newest.flatMap((run) => run.cards.map((card) => card.step)));
+    if (this.held && this.last !== undefined) {
+      this.pending = data;
+      this.missed += 1;
+      this.say();
+      return;
+    }
+    this.last = step;
+    this.pending = null;
+    this.missed = 0;
+    this.draw(data);
+    this.say();
+  }
+
+  flush() {
+    if (!this.pending || this.held) return;
+    const data = this.pending;
+    this.pending = null;
+    this.news(data, null);
+  }
+
+  say() {
+    const shown = this.runs.filter((run) => this.chosen.includes(run.name));
+    const words = this.pending ? `${this.paused ? "Paused" : "Held while you read"}: ${count(this.missed)} newer update${this.missed === 1 ? "" : "s"}`
+      : this.paused ? "Paused; nothing newer yet" : shown.some((run) => run.state === "running") ? "Following" : shown.length ? "Up to date; no run that is shown is training just now" : "";
+    if (this.status.textContent !== words) this.status.textContent = words;
+  }
+
+  async draw(data) {
+    this.notes.replaceChildren(...data.gone.map((run) => notice(`${run.name}: ${run.words}`, "failed")), ...data.problems.map((text) => notice(text)),
+      ...(data.unread ? [notice(`Still reading: ${count(data.unread)} steps to go. The newest are shown already.`)] : []));
+    if (!this.chosen.length) return;
+    if (!data.board || data.board.empty) {
+      this.board.replaceChildren(data.gone.length ? empty("Nothing to draw", "What is chosen cannot be read just now; it is shown as soon as it can be.")
+        : empty("No step is finished yet", "Training has begun; the evaluation before the first step takes a moment. Curves appear here by themselves."));
+    } else await this.drawBoard(data.board);
+    if (this.chosen.length) this.drawCards(data.newest);
+  }
+
+  /** The new board is drawn behind the old one and then takes its place, so that nothing jumps. */
+  async drawBoard(board) {
+    const mine = (this.boards = (this.boards ?? 0) + 1), el = h("div", { class: "fresh", "aria-hidden": "true" }), open = this.board.querySelector("details")?.open;
+    this.board.append(el);
+    await render({ el, data: board });
+    if (open) {
+      const details = el.querySelector("details");
+      if (details) details.open = true;
+    }
+    await new Promise((done) => setTimeout(done, 60));  // charts draw themselves when they know their width
+    if (mine !== this.boards) { el.remove(); return; }  // newer ones came
+    el.classList.remove("fresh");
+    el.removeAttribute("aria-hidden");
+    this.board.replaceChildren(el);
+  }
+
+  drawCards(newest) {
+    const several = newest.length > 1;
+    const shown = [...this.pinned.values()], keys = new Set(this.pinned.keys());
+    for (const { run, cards } of newest) for (const card of cards) {
+      const item = { run, several, ...card }, key = `${run}/${card.step}/${card.group}/${card.sample}`;
+      if (!keys.has(key)) shown.push(item);
+    }
+    if (!shown.length) this.cards.replaceChildren(empty("No rollouts yet", "They appear with the first step that is recorded."));
+    else this.cards.replaceChildren(...shown.map((item) => this.card(item)));
+  }
+
+  card(item) {
+    const key = `${item.run}/${item.step}/${item.group}/${item.sample}`, pinned = this.pinned.has(key);
+    const el = h("article", { class: `card${pinned ? " pinned" : ""}` },
+      h("button", { type: "button", class: "open", onclick: () => openRollout(item), "aria-label": `Open ${visible(item.run)}, ${place(item)}` },
+        h("p", { class: "eyebrow" }, item.several || pinned ? h("b", {}, visible(item.run), " ") : null, place(item)),
+        h("p", { class: "said" }, "answer ", verdict(item.answer_right, false), item.perception_right === null ? null : [" · seen ", verdict(item.perception_right, false)],
+          ` · reward ${reward(item.reward)}`, item.tokens ? ` · ${count(item.tokens)} tokens` : "", item.finished === false ? " · cut at the length limit" : ""),
+        item.strip.length ? strip(item.strip) : h("p", { class: "quiet" }, "no segment's credit recorded"),
+        h("p", { class: "text" }, visible(item.text))),
+      h("button", {
+        type: "button", class: "pin", "aria-pressed": String(pinned), title: pinned ? "Unpin" : "Pin: it stays while newer ones come",
+        "aria-label": pinned ? "Unpin" : "Pin", onclick: () => {
+          if (pinned) this.pinned.delete(key); else this.pinned.set(key, item);
+          el.replaceWith(this.card(item));
+        },
+      }, pinned ? "Unpin" : "Pin"));
+    return el;
+  }
+}
