@@ -53,7 +53,7 @@ def audit(
         _put(figure, panel, 1 + i // 2, 1 + i % 2)
     methods = ", ".join(sorted({method_label(row["method"]) for row in rows}))
     name = f"{source.name} · " if isinstance(source, Run) else ""
-    figure = finish(figure, title, f"{name}{methods}, {whence(rows)}. {_verdict(found)}", height=800)
+    figure = finish(figure, title, f"{name}{methods}, {whence(rows, source, steps)}. {_verdict(found)}", height=800)
     figure.update_layout(legend={"y": -0.09, "yanchor": "top", "font": {"size": 12}}, margin={"b": 80})
     figure.update_annotations(font_size=13)
     return figure
@@ -209,7 +209,7 @@ def _flips(found: Evidence) -> Panel:
             )
             panel.words += "<br>Train with value_mc_states to record some." if found.estimator == "critic" else ""
             return panel
-        panel.title = f"Wrong signs to expect from sampling noise: {risk.total:.0%}"
+        panel.title = f"Wrong signs to expect from sampling noise: {_at_least(found)}{risk.total:.0%}"
         panel.traces = [_shares(risk, "expected, Φ(−|A|/σ) from the standard errors", 3)]
     panel.traces.append(_level(0.5, "a coin"))
     panel.layout = {"y": {"range": [0, 1.02], "tickformat": ".0%"}, "x": {"rangemode": "tozero"}}
@@ -292,6 +292,12 @@ def _put(figure: go.Figure, panel: Panel, row: int, column: int) -> None:
     figure.update_yaxes(title_text=panel.y, **panel.layout.get("y", {}), row=row, col=column)
 
 
+def _at_least(found: Evidence) -> str:
+    """For a share of expected wrong signs: samples that all agreed have a standard error of 0, too little."""
+    agreed = found.agreed & np.isfinite(found.noise) & np.isfinite(found.advantage) & (found.advantage != 0)
+    return "at least " if agreed.any() else ""
+
+
 def _verdict(found: Evidence) -> str:
     """The question answered in a sentence or two."""
     curve = calibration(found.estimate, found.truth, owner=found.owner)
@@ -314,5 +320,9 @@ def _verdict(found: Evidence) -> str:
     else:
         risk = expected_flips(found.advantage, found.noise)
         if len(risk.count):
-            said.append(f"Sampling noise alone leads one to expect the wrong sign in {risk.total:.0%} of segments.")
+            said.append(
+                f"Sampling noise alone leads one to expect the wrong sign in {_at_least(found)}{risk.total:.0%} of "
+                "segments"
+                + (" (where all samples of a state agreed, no noise of it is counted)." if _at_least(found) else ".")
+            )
     return " ".join(said)

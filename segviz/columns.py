@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from segpo_core.record import read_rollouts
 from segviz.rollout import Rollout
-from segviz.run import Run
+from segviz.run import Run, unreadable
 
 MOST = 4096  #: rollouts that are read of a long run, the latest ones
 
@@ -25,11 +25,11 @@ def rollout_columns(source: Rollouts, names: Sequence[str], steps: int | Iterabl
     Args:
         source: a run, a rollout, or several (mappings have the columns of `ROLLOUT_SCHEMA`).
         names: columns of `ROLLOUT_SCHEMA`.
-        steps: of a run; default: all that are recorded, of a long run the latest `MOST` rollouts.
+        steps: of a run; default: all that are recorded and can be read, of a long run the latest `MOST` rollouts.
 
     Raises:
         TypeError: the source is none of these.
-        ValueError: there is no rollout, or a step is not recorded.
+        ValueError: there is no rollout, or a step is not recorded or cannot be read.
     """
     names = list(dict.fromkeys(["step", "group", "sample", "method", *names]))
     if isinstance(source, Run):
@@ -57,11 +57,20 @@ def spans(row: Row, total: int) -> np.ndarray:
     return np.stack([edges[:-1], edges[1:]], axis=1) if total else np.zeros((0, 2), int)
 
 
-def whence(rows: Sequence[Row]) -> str:
-    """Which rollouts these are, in words: "steps 1 to 60, 3,840 rollouts"."""
+def whence(rows: Sequence[Row], source: Rollouts, asked: int | Iterable[int] | None = None) -> str:
+    """Which rollouts these are, in words: "steps 1 to 60, 3,840 rollouts"; with `source` and `asked` as they were given
+    to `rollout_columns`, also which steps of a run could not be read."""
     steps = sorted({row["step"] for row in rows if row["step"] is not None})
     span = "" if not steps else f"step {steps[0]}, " if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}, "
-    return f"{span}{len(rows):,} rollout{'' if len(rows) == 1 else 's'}"
+    said = f"{span}{len(rows):,} rollout{'' if len(rows) == 1 else 's'}"
+    # of a long run the earlier steps were not looked at
+    first = steps[0] if len(rows) >= MOST else 0
+    lost = (
+        [s for s in source.steps if s >= first and s not in steps] if isinstance(source, Run) and asked is None else []
+    )
+    if lost:
+        said += f" (could not be read: step {', '.join(map(str, lost[:5]))}{', …' if len(lost) > 5 else ''})"
+    return said
 
 
 def _of_run(run: Run, names: list[str], steps: int | Iterable[int] | None) -> list[Row]:
@@ -75,14 +84,23 @@ def _of_run(run: Run, names: list[str], steps: int | Iterable[int] | None) -> li
             f"recorded steps: {', '.join(map(str, recorded))}"
         )
     parts: list[list[Row]] = []
+    torn: Exception | None = None
     for step in sorted(wanted, reverse=True):
         if steps is None and sum(map(len, parts)) >= MOST:
             break
-        table = read_rollouts(run.path, [step], names)
+        try:
+            table = read_rollouts(run.path, [step], names)
+        except pa.ArrowInvalid as error:
+            torn = pa.ArrowInvalid(unreadable(f"step {step} of {run.path}", error))
+            if steps is None:  # the others tell enough; `whence` says which is missing
+                continue
+            raise torn from error
         columns = [_lists(table[name]) for name in names]
         parts.append([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)])
     rows = [row for part in reversed(parts) for row in part]
     if not rows:
+        if torn:
+            raise torn
         raise ValueError(f"{run.path} has no rollouts at step {', '.join(map(str, wanted))}")
     return rows
 

@@ -11,6 +11,7 @@ from segviz.ribbon import (
     LONG,
     error_of,
     facts,
+    given,
     has_truth,
     key_of,
     reason_of,
@@ -92,7 +93,7 @@ def compare_data(rollouts: Mapping[str, Rollout], title: str = QUESTION) -> dict
     credit = {name: token_credit(rollout) for name, rollout in shown.items()}
     methods = [_method(name, rollout, credit[name], error) for name, rollout in shown.items()]
     # those that say where come first, each as the record has them
-    methods.sort(key=lambda method: ("cuts", "almost", "uniform", "zero", "none").index(method["pattern"]))
+    methods.sort(key=lambda method: ("cuts", "almost", "uniform", "zero", "untrained", "none").index(method["pattern"]))
     cutting = [m for m in methods if m["pattern"] in ("cuts", "almost")]
     apart = disagreement([credit[m["name"]] for m in cutting], [m["limit"] for m in cutting])
     long = len(base.pieces) > LONG
@@ -141,14 +142,15 @@ def disagreement(credit: Sequence[np.ndarray], limits: Sequence[float]) -> np.nd
 
 
 def _method(name: str, rollout: Rollout, credit: np.ndarray, error: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A row of the diff. `pattern`: cuts, almost (uniform), uniform, zero or none."""
+    """A row of the diff. `pattern`: cuts, almost (uniform), uniform, zero, untrained (no token in the
+    loss) or none (not recorded)."""
     limit = symmetric_limit(credit.tolist())
     known = credit[np.isfinite(credit)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
     segments = rollout.segments
     means = [_mean(credit[start:end]) for start, end in segments]
     if not len(known):
-        pattern = "none"
+        pattern = "untrained" if given(rollout) else "none"
     elif limit == 0:
         pattern = "zero"
     elif len(segments) == 1 or (high == low and None not in means):
@@ -204,6 +206,8 @@ def verdict(base: Rollout, methods: Sequence[Mapping[str, Any]], apart: np.ndarr
         said.append(f"{_list(who)} {give} no place.")
     if who := names(lambda m: m["pattern"] == "zero"):
         said.append(f"{_list(who)} {'teach' if len(who) > 1 else 'teaches'} nothing here: every credit is zero.")
+    if who := names(lambda m: m["pattern"] == "untrained"):
+        said.append(f"{_list(who)} {'leave' if len(who) > 1 else 'leaves'} it out: none of its tokens enters the loss.")
     if who := names(lambda m: m["pattern"] == "none"):
         said.append(f"No credit of {_list(who)} is recorded for this completion.")
     if error:
@@ -250,10 +254,14 @@ def pattern_words(method: Mapping[str, Any]) -> str:
     """How a method spread its credit."""
     if method["pattern"] == "none":
         return "not recorded"
+    if method["pattern"] == "untrained":
+        return "no token in the loss"
     if method["pattern"] == "zero":
         return "zero everywhere"
     if method["pattern"] == "uniform":
         return f"{signed(method['low'])} on every token"
+    if method["low"] == method["high"]:
+        return f"{signed(method['low'])} where there is any"
     return f"{signed(method['low'])} to {signed(method['high'])}" + (
         ", almost the same everywhere" if method["pattern"] == "almost" else ""
     )

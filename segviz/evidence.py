@@ -34,6 +34,7 @@ class Evidence:
     owner: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  #: [S] number of the rollout
     advantage: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [M] as recorded
     noise: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [M] standard error of a sampled advantage
+    agreed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  #: [M] all samples of a state beside agreed
     true_advantage: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [M] V*(after) − V*(before)
     true_noise: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [M] its standard error
     stderr: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: standard errors of sampled values
@@ -78,6 +79,7 @@ def evidence(rows: Sequence[Row], truth: Truth | None = None) -> Evidence:
             # a critic's error is none of sampling
             noise = _padded(None if estimator == "critic" else row["segment_stderr"], len(cut))
             parts["noise"].append(np.hypot(noise, np.append(noise[1:], 0.0)))  # the last state's value is its reward
+            parts["agreed"].append((noise == 0) | (np.append(noise[1:], np.nan) == 0))
             after = None if known is None else (np.append(known[0], reward), np.append(known[1], 0.0))
             a, b = cut[:, 0], cut[:, 1]
             parts["true_advantage"].append(after[0][b] - after[0][a] if after else np.full(len(cut), np.nan))

@@ -168,7 +168,7 @@ class Explorer(ipywidgets.VBox):
         elif isinstance(wish.get("sort"), str):
             again = wish["sort"] == self.sort
             self.order(wish["sort"], not self.descending if again else False)
-        elif wish.get("step") in (1, -1):
+        elif wish.get("step") in (1, -1) and self.rows:
             here = self._places.get(str(wish.get("from")), self._places.get(self.current, 0))
             self._open_row(min(max(0, here + wish["step"]), len(self.rows) - 1))
 

@@ -101,7 +101,7 @@ def forensics_data(rows: Sequence[Row], config: Mapping[str, Any], title: str = 
         "notices": _notices(update),
         "clip": clip_range(config),
         "histogram": histogram(update, clip_range(config)),
-        "clipped": clipped_shares(update),
+        "clipped": clipped_shares(update, str(config.get("importance_sampling_level") or "token")),
         "moved": moved_shares(update),
         "trend": _trend(update),
         "points": pack(points) if np.isfinite(change[shown]).any() else None,
@@ -190,10 +190,15 @@ def histogram(update: Update, clip: Sequence[float] | None) -> dict[str, Any] | 
     return {"edges": np.exp(edges).tolist(), **count}
 
 
-def clipped_shares(update: Update) -> list[dict[str, Any]]:
-    """For positive and for negative credit: share of trained tokens beyond the clip range, with Wilson's interval."""
+def clipped_shares(update: Update, level: str = "token") -> list[dict[str, Any]]:
+    """For positive and for negative credit: share of trained tokens beyond the clip range, with Wilson's interval.
+
+    Tokens that share one ratio, by `level` those of a segment or of a completion, count once in the interval.
+    """
+    owner = np.array([place[0] for place in update.places], dtype=int)
+    one = {"segment": update.segment, "sequence": owner[update.segment]}.get(level, np.arange(len(update.segment)))
     return [
-        {"credit": name, **_share(update.clipped[part] == 1)}
+        {"credit": name, **_share(update.clipped[part] == 1, len(np.unique(one[part])))}
         for name, side in SIDES
         for part in (np.isfinite(update.clipped) & (np.sign(update.advantage) == side),)
     ]
@@ -211,9 +216,11 @@ def moved_shares(update: Update) -> list[dict[str, Any]]:
     return found
 
 
-def _share(hits: np.ndarray) -> dict[str, Any]:
-    low, high = wilson(hits.sum(), len(hits))
+def _share(hits: np.ndarray, independent: int | None = None) -> dict[str, Any]:
+    """`independent`: how many of them say something of their own; None: all."""
     share = float(hits.mean()) if len(hits) else None
+    independent = len(hits) if independent is None else independent
+    low, high = wilson((share or 0.0) * independent, independent)
     return {"tokens": len(hits), "hits": int(hits.sum()), "share": share, "low": float(low), "high": float(high)}
 
 

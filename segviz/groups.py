@@ -103,8 +103,8 @@ def verdict(
         which = f"All {total} completions" if len(known) == total else f"All {len(known)} completions with a reward"
         return [
             f"{which} have reward {_number(known[0])}.",
-            "Without a difference the group gives no signal to methods that compare its completions (GRPO, GSPO, "
-            "RLOO, SRPO): every advantage is zero.",
+            "Without a difference the group gives no signal to methods that compare its completions: GRPO, GSPO, RLOO "
+            "and SRPO give all of them advantage zero.",
         ]
     best = max(known)
     said = [f"{known.count(best)} of {total} completions earned the highest reward, {_number(best)}."]

@@ -70,7 +70,7 @@ def lift(
     lack = f" Not recorded: {', '.join(missing)}." if missing else ""
     at = int(np.abs(shares - 0.3).argmin())
     said = "; ".join(f"{name.split(':')[0]} {curve.lift[at]:.2f}" for name, curve in curves)
-    words = f"{what}{methods}, {whence(rows)}. Lift of the top {shares[at]:.0%}: {said}.{lack} "
+    words = f"{what}{methods}, {whence(rows, source, steps)}. Lift of the top {shares[at]:.0%}: {said}.{lack} "
     words += "Bands: 95 %, resampling rollouts."
     figure = finish(figure, title, words, height=480)
     figure.update_layout(legend={"y": -0.16, "yanchor": "top"}, margin={"b": 96})

@@ -12,6 +12,7 @@ from segviz.board import board_data, telling
 from segviz.ribbon import LONG, pictures, ribbon_data
 from segviz.rollout import Rollout
 from segviz.run import RolloutTable, Run
+from segviz.statistics import wilson
 from segviz.theme import level, symmetric_limit
 from segviz.view import View, escape, tidy
 
@@ -135,15 +136,21 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def headline(run: Run) -> list[dict[str, Any]]:
-    """Start and end of the accuracies: [{label, start, end, steps}]."""
-    metrics, found = run.metrics, []
+    """Start and end of the accuracies: [{label, note, start, end, steps, problems, interval}]. The interval is Wilson's
+    (95 %) of the end, where the run says how many held-out problems it is a share of; else both are None."""
+    metrics, found, size = run.metrics, [], run.config.get("eval_size")
     for label in ("answer", "perception", "grounded"):
         for name, note in ((f"eval/{label}", "held-out, greedy"), (f"train/{label}", "training completions")):
             series = metrics.get(name)
             points = [p for p in zip(*series, strict=True) if math.isfinite(p[1])] if series else []
             if points:
                 (first, start), (last, end) = points[0], points[-1]
-                found.append({"label": label, "note": note, "start": start, "end": end, "steps": [first, last]})
+                problems = size if name.startswith("eval/") and isinstance(size, int) and size > 0 else None
+                interval = [float(x) for x in wilson(end * problems, problems)] if problems and 0 <= end <= 1 else None
+                found.append(
+                    {"label": label, "note": note, "start": start, "end": end, "steps": [first, last],
+                     "problems": problems, "interval": interval}
+                )  # fmt: skip
                 break
     return found
 

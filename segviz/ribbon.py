@@ -120,7 +120,9 @@ def verdict(rollout: Rollout) -> list[str]:
     credit, error = segment_credit(rollout), error_of(rollout)
     known = [value for value in credit if value is not None]
     worst = blamed(rollout)
-    if not known:
+    if not known and given(rollout):
+        first = "None of its tokens entered the loss: this rollout taught the policy nothing."
+    elif not known:
         first = "No credit is recorded for this rollout."
     elif not any(known):
         first = "Every advantage is zero: this rollout taught the policy nothing."
@@ -146,6 +148,11 @@ def verdict(rollout: Rollout) -> list[str]:
     away = abs(at - worst)
     far = f"{away} segment{'s' if away > 1 else ''} {'earlier' if at < worst else 'later'}"
     return [first, f"The first true error is in segment {at + 1}, {far}{reason}."]
+
+
+def given(rollout: Rollout) -> bool:
+    """Whether any credit is recorded, also of tokens that did not enter the loss."""
+    return rollout.column("advantages") is not None or rollout.segment_column("segment_advantage") is not None
 
 
 def has_truth(rollout: Rollout) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -47,11 +47,11 @@ class Rollout:
         return [piece or "" for piece in pieces]
 
     def column(self, name: str) -> list | None:
-        """A per-token column, or None where it was not recorded or does not fit the tokens."""
+        """A per-token column, NaN as None: not measured. None where it was not recorded or does not fit the tokens."""
         column = self.row.get(name)
         if column is None or len(column) != len(self.pieces):
             return None
-        return None if all(item is None for item in column) else list(column)
+        return _measured(column)
 
     @cached_property
     def problems(self) -> list[str]:
@@ -85,9 +85,7 @@ class Rollout:
     def segment_column(self, name: str) -> list | None:
         """A per-segment column (`segment_advantage`, …), or None where it was not recorded or does not fit."""
         column = self.row.get(name)
-        if column is None or len(column) != len(self.segments) or all(item is None for item in column):
-            return None
-        return list(column)
+        return None if column is None or len(column) != len(self.segments) else _measured(column)
 
     def judged(self, credit: Mapping[str, Any]) -> Rollout:
         """The same completion with the credit of another method; `credit` has columns of `CREDIT_SCHEMA`.
@@ -104,3 +102,9 @@ class Rollout:
             return json.loads(self.row.get(name) or "null")
         except (json.JSONDecodeError, TypeError):
             return None
+
+
+def _measured(column: Sequence[Any]) -> list | None:
+    """The entries with None for NaN, which a file or a framework may have instead; None where nothing is left."""
+    found = [None if item != item else item for item in column]  # only NaN differs from itself
+    return None if all(item is None for item in found) else found

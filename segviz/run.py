@@ -201,6 +201,7 @@ class Run:
 
         Raises:
             KeyError: it is not recorded; the message says what is.
+            ArrowInvalid, OSError: it cannot be read.
         """
         if found := self._whole(step, group, [("sample", "=", sample)]):
             return found[0]
@@ -211,6 +212,7 @@ class Run:
 
         Raises:
             KeyError: it is not recorded; the message says what is.
+            ArrowInvalid, OSError: it cannot be read.
         """
         if found := self._whole(step, group):
             return sorted(found, key=lambda rollout: rollout.row["sample"])
@@ -241,7 +243,10 @@ class Run:
         """Rollouts of a group with all of their columns; of `more` pyarrow filters, those that pass."""
         found = []
         for path in sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet")):
-            rows = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), *more]).to_pylist()
+            try:
+                rows = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), *more]).to_pylist()
+            except pa.ArrowInvalid as error:
+                raise pa.ArrowInvalid(unreadable(path, error)) from error
             shas = {sha for row in rows for sha in row.get("images") or []}
             pictures = {sha: data for sha in shas if (data := self.image(sha)) is not None}
             for row in rows:
@@ -319,6 +324,14 @@ class Run:
         self._problems.pop(f"step {step}", None)
         self._light[step] = (files, rows)
         return rows
+
+
+def unreadable(path: str | Path, error: Exception) -> str:
+    """What to tell about a file that is no whole Parquet file."""
+    return (
+        f"{path} could not be read: {error} If it is being written or copied, try again in a moment; else it is "
+        "damaged, and the other steps can still be opened."
+    )
 
 
 def open(path: str | Path) -> Run:  # noqa: A001 - `sv.open` is what people will look for

@@ -275,7 +275,8 @@ def _fallback(rollout: Rollout, title: str) -> str:
         target = step.after.value if step.after else rollout.row.get("reward")
         cells = (
             f"{step.start + 1}–{step.end}", text, _number(step.before.value),
-            "–" if step.before.stderr is None else f"± {_number(Z * step.before.stderr)}", _number(target),
+            "–" if step.before.stderr is None else f"± {_number(Z * step.before.stderr)}" if step.before.stderr else
+            "all samples alike", _number(target),
             "–" if step.change is None else signed(step.change), "–" if step.z is None else signed(step.z),
             words[step.judgement] if step.change is not None else "no reward",
         )  # fmt: skip

@@ -128,7 +128,8 @@ def sign_flips(estimate: np.ndarray, truth: np.ndarray, bins: int = 5) -> Flips:
 def expected_flips(estimate: np.ndarray, stderr: np.ndarray, bins: int = 5) -> Flips:
     """Share of wrong signs that sampling noise alone leads one to expect: the mean of Φ(−|A| / σ) in each bin.
 
-    It has no interval (`low` and `high` are the share). σ = 0 counts as exact.
+    It has no interval (`low` and `high` are the share). σ = 0 counts as exact, so the share is a lower bound where
+    samples merely agreed.
     """
     known = np.isfinite(estimate) & np.isfinite(stderr) & (estimate != 0)
     size, stderr = np.abs(estimate[known]), stderr[known]

@@ -8,9 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from segviz.forks import EQUAL, deciding
 from segviz.ribbon import pictures, prompt_of, ribbon_data, signed
 from segviz.rollout import Rollout
 from segviz.run import Run
+from segviz.staircase import Z
 from segviz.theme import level, method_label, rgba, symmetric_limit
 from segviz.view import View, escape, tidy
 
@@ -22,7 +24,6 @@ METHODS = ("spo_tree", "spo_chain", "vineppo")
 EMBEDDED = 40  #: completions whose ribbons travel with the page; others are asked for through the host
 TEXT = 700  #: characters of a node's text that travel with the page
 FALLBACK_NODES = 400  #: nodes that the static fallback lists
-EQUAL = 1e-6  #: values closer than this are the same
 
 
 def tree(run: Run, step: int, group: int, title: str = QUESTION) -> View:
@@ -92,7 +93,7 @@ def tree_data(
             paths[node["sample"]] = [[j, nodes[j]["start"], nodes[j]["end"]] for j in _way(nodes, i)]
     chosen = [by_sample[sample] for sample in _embedded(nodes, children) if sample in by_sample]
     shas = {sha: picture for rollout in chosen[:1] for sha, picture in pictures(rollout).items()}
-    fork, verdict = _verdict(nodes, children, by_sample)
+    fork, verdict = _verdict(nodes, children, by_sample, data["chain"])
     edges = nodes[1:]
     return data | {
         "nodes": nodes,
@@ -138,33 +139,6 @@ def ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if len(order) < len(rows):
         raise ValueError("some nodes hang on each other in a circle")
     return order
-
-
-def deciding(nodes: Sequence[Mapping[str, Any]], children: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(node, its lowest child, its highest) of the fork whose children differ most in value beyond the standard error
-    of their difference, then of those that differ as much; empty where none do. Nearest to the prompt first.
-
-    A finished completion is worth its reward, which has no error; another child without a standard error cannot be
-    compared.
-    """
-    found: list[tuple[int, int, int]] = []
-    best = 0.0
-    for i in sorted(range(len(nodes)), key=lambda i: nodes[i]["depth"]):
-        errors = {j: _error(nodes, children, j) for j in children[i] if nodes[j]["value"] is not None}
-        comparable = [j for j, error in errors.items() if error is not None]
-        if len(comparable) < 2:
-            continue
-        low, high = (pick(comparable, key=lambda j: nodes[j]["value"]) for pick in (min, max))
-        beyond = nodes[high]["value"] - nodes[low]["value"] - math.hypot(errors[low], errors[high])
-        if beyond > best + EQUAL:
-            best, found = beyond, []
-        if beyond > max(EQUAL, best - EQUAL):
-            found.append((i, low, high))
-    return found
-
-
-def _error(nodes: Sequence[Mapping[str, Any]], children: Sequence[Sequence[int]], i: int) -> float | None:
-    return nodes[i]["stderr"] if nodes[i]["stderr"] is not None else (None if children[i] else 0.0)
 
 
 def _node(row: Mapping[str, Any], at: Mapping[int, int], rollout: Rollout | None) -> dict[str, Any]:
@@ -236,7 +210,10 @@ def _embedded(nodes: Sequence[Mapping[str, Any]], children: Sequence[Sequence[in
 
 
 def _verdict(
-    nodes: Sequence[Mapping[str, Any]], children: Sequence[Sequence[int]], by_sample: Mapping[int, Rollout]
+    nodes: Sequence[Mapping[str, Any]],
+    children: Sequence[Sequence[int]],
+    by_sample: Mapping[int, Rollout],
+    chain: bool,
 ) -> tuple[dict[str, int] | None, list[str]]:
     """(the deciding fork as places in `nodes`, the question answered in words)."""
     values = [node["value"] for node in nodes if node["value"] is not None]
@@ -248,25 +225,35 @@ def _verdict(
         return None, ["Nothing forks here: every completion is the same one."]
     if max(values) - min(values) < EQUAL:
         return None, [f"No fork decided: every state is worth the same, {values[0]:.2f}. The group taught nothing."]
-    found = deciding(nodes, children)
+    found, weighed = deciding(nodes, children, chain)
     if not found:
-        return None, ["No fork decided: nowhere do the values of siblings differ by more than their standard error."]
-    fork, low, high = found[0]
+        return None, [f"No fork decided: nowhere do the values of siblings differ beyond noise ({Z} standard errors)."]
+    fork, low, high, spread = found[0]
 
     def worth(i: int) -> str:
-        error = nodes[i]["stderr"]
-        return f"{nodes[i]['value']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+        return f"{nodes[i]['value']:.2f}{error_words(nodes[i])} (node {nodes[i]['node']})"
 
     where = "The first fork, after the prompt," if fork == 0 else f"The fork after node {nodes[fork]['node']}"
-    lines = [
-        f"{where} decided: its {len(children[fork])} branches are worth from {worth(low)} (node {nodes[low]['node']}) "
-        f"to {worth(high)} (node {nodes[high]['node']})."
-    ]
+    lines = [f"{where} decided: its {len(children[fork])} branches are worth from {worth(low)} to {worth(high)}."]
     if said := _difference(nodes[low], nodes[high], by_sample):
         lines.append(said)
-    if others := len(found) - 1:
-        lines.append(f"{others} other fork{'s' if others > 1 else ''} differ{'' if others > 1 else 's'} as much.")
+    if weighed > 1:
+        lines.append(
+            f"Of {weighed} forks that can be weighed, {len(found)} differ{'' if len(found) > 1 else 's'} beyond noise "
+            f"({Z} standard errors){'; the one named settled most' if len(found) > 1 else ''}."
+        )
+    if others := sum(abs(other.spread - spread) < EQUAL for other in found[1:]):
+        lines.append(f"{others} other fork{'s' if others > 1 else ''} settled as much.")
     return {"node": fork, "low": low, "high": high}, lines
+
+
+def error_words(node: Mapping[str, Any]) -> str:
+    """Behind a value: its standard error, or that its samples agreed, where 0 would look like certainty."""
+    if node["stderr"] is None:
+        return ""
+    if node["stderr"] > 0:
+        return f" ± {node['stderr']:.2f}"
+    return f", all {node['samples']} alike" if node["samples"] else ", all alike"
 
 
 def _difference(low: Mapping[str, Any], high: Mapping[str, Any], by_sample: Mapping[int, Rollout]) -> str:
@@ -320,7 +307,7 @@ def _absent(run: Run, step: int, group: int) -> str:
 
 def _words(node: Mapping[str, Any]) -> str:
     value = "value not known" if node["value"] is None else f"V {node['value']:.2f}"
-    value += f" ± {node['stderr']:.2f}" if node["stderr"] is not None else ""
+    value += error_words(node)
     credit = "" if node["up"] < 0 else f", advantage {'not known' if node['adv'] is None else signed(node['adv'])}"
     loss = "" if node["up"] < 0 or node["trained"] else ", not trained"
     return f"node {node['node']}: {value}{credit}, n {node['samples'] if node['samples'] is not None else '?'}{loss}"

@@ -223,12 +223,17 @@ def test_scale_and_levels():
         ({"segment_advantage": [0.0, 0.0], "advantages": [0.0, 0.0]}, "Every advantage is zero"),
         ({"segment_advantage": None, "advantages": None}, "No credit is recorded"),
         ({"segment_advantage": [None, -0.2], "advantages": [None, -0.2]}, "Segment 2 was blamed most"),
+        ({"segment_advantage": [float("nan")] * 2, "advantages": [float("nan"), -0.2]}, "Segment 2 was blamed most"),
+        ({"segment_advantage": [float("nan")] * 2, "advantages": [float("nan")] * 2}, "No credit is recorded"),
+        ({"segment_advantage": [0.1, -0.9], "advantages": [0.1, -0.9], "loss_mask": [False] * 2},
+         "None of its tokens entered the loss"),
         ({"segment_advantage": [-0.9, -0.2], "advantages": [-0.9, -0.2], "loss_mask": [False, True]}, "Segment 2 was"),
     ],
 )
 def test_the_verdict_answers_the_question(columns, sentence):
     base = row(pieces=["a", "b"]) | {"segment_start": [0, 1], "segment_end": [1, 2], "segment_ids": [0, 1]}
-    assert sv.ribbon(base | columns).data["verdict"][0].startswith(sentence)
+    view = sv.ribbon(base | columns)
+    assert view.data["verdict"][0].startswith(sentence) and sentence in view.fallback
 
 
 def test_the_verdict_tells_how_far_the_blame_is_from_the_error():
@@ -450,11 +455,24 @@ def test_the_report_is_one_file_with_the_runs_facts(run, tmp_path):
     assert "torch" in facts["versions"]
     assert [tile["label"] for tile in data["headline"]] == ["answer", "perception", "grounded"]
     assert data["headline"][0]["start"] == pytest.approx(run.metrics["eval/answer"].values[0])
+    assert data["headline"][0]["problems"] is None and data["headline"][0]["interval"] is None
     shown = {data["ribbons"][e["ribbon"]]["key"] for e in data["gallery"]}
     listed = {"{step}/{group}/{sample}".format(**item) for item in data["board"]["rollouts"]}
     assert sorted(ribbon["key"] for ribbon in data["ribbons"]) == sorted(shown | listed)
     assert sv.report(run) == run.path / "report.html"
     (run.path / "report.html").unlink()
+
+
+def test_the_headline_says_how_sure_it_is(tmp_path):
+    path = write_run(tmp_path / "sized", steps=2)
+    manifest = json.loads((path / "run.json").read_text())
+    manifest["config"] = {**(manifest.get("config") or {}), "eval_size": 200}
+    (path / "run.json").write_text(json.dumps(manifest))
+    Recorder(path).metrics(2, {"eval/perception": 1.0, "eval/answer": 0.73})
+    by_label = {tile["label"]: tile for tile in report_view(sv.open(path)).data["headline"]}
+    assert by_label["answer"]["problems"] == 200
+    assert by_label["answer"]["interval"] == pytest.approx([0.665, 0.787], abs=1e-3)
+    assert by_label["perception"]["interval"] == pytest.approx([0.981, 1.0], abs=1e-3)  # all right is not certainty
 
 
 def test_rollouts_can_be_chosen_by_name(run, tmp_path):

@@ -238,6 +238,14 @@ def test_whether_the_blame_hits_the_first_true_error():
     assert "The first true error is at token 3 (reasoning)." in data["verdict"]
 
 
+def test_credit_of_tokens_outside_the_loss_is_not_called_missing():
+    left_out = credited("spo_tree", [-0.5, 0.0, 0.0], [0, 1], loss_mask=[False] * 3)
+    view = sv.compare({"spo_tree": left_out, "none": credited("grpo", [None] * 3, [0])})
+    assert [method["pattern"] for method in view.data["methods"]] == ["untrained", "none"]
+    assert view.data["verdict"][:1] == ["SPO-tree leaves it out: none of its tokens enters the loss."]
+    assert "No credit of none" in view.data["verdict"][1] and "no token in the loss" in view.fallback
+
+
 def test_disagreement_is_the_weaker_side_on_each_methods_own_scale():
     a, b, c = np.array([2.0, -2.0, 1.0, np.nan]), np.array([-0.1, -0.2, 0.2, 0.1]), np.array([0.0, 0.5, 0.5, -1.0])
     np.testing.assert_allclose(disagreement([a, b], [2.0, 0.2]), [0.5, 0, 0, 0])

@@ -14,7 +14,7 @@ from PIL import Image
 
 import segviz as sv
 from segpo_core.record import Recorder, image_digest, png_bytes
-from segviz.tree import EMBEDDED, ordered, tree_data
+from segviz.tree import EMBEDDED, _fallback, ordered, tree_data
 from tests.fake_run import HOSTILE, completion, picture, problem, row, write_run
 
 WORDS = "red blue green circle square triangle left right top bottom one two".split()
@@ -181,13 +181,13 @@ def node(number, parent, value, stderr=None, samples=4, **columns):
 
 def test_the_deciding_fork_counts_the_errors():
     # the fork at the prompt is the widest, but its errors are wider
-    rows = [node(0, -1, 0.5, 0.2), node(1, 0, 0.0, 0.6), node(2, 0, 1.0, 0.9), node(3, 2, 0.3, 0.0)]
+    rows = [node(0, -1, 0.5, 0.2), node(1, 0, 0.0, 0.6), node(2, 0, 1.0, 0.9), node(3, 2, 0.3, 0.05)]
     rows += [node(4, 2, 0.9, 0.1), node(5, 3, 0.3), node(6, 4, 0.9), node(7, 1, 0.1)]
     data = tree_data(rows, [])
     assert data["fork"] is not None and data["nodes"][data["fork"]["node"]]["node"] == 2
-    assert data["verdict"][0].startswith("The fork after node 2 decided: its 2 branches are worth from 0.30 ± 0.00")
-    # known exactly, the prompt's fork decides
-    sure = [row | ({"stderr": 0.0} if row["node"] in (1, 2) else {}) for row in rows]
+    assert data["verdict"][0].startswith("The fork after node 2 decided: its 2 branches are worth from 0.30 ± 0.05")
+    # known well, the prompt's fork decides
+    sure = [row | ({"stderr": 0.01} if row["node"] in (1, 2) else {}) for row in rows]
     assert tree_data(sure, [])["verdict"][0].startswith("The first fork, after the prompt, decided")
 
 
@@ -213,7 +213,30 @@ def test_of_forks_that_differ_as_much_the_first_is_named_and_the_others_are_coun
     rows = [node(0, -1, 0.5, 0.0), node(1, 0, 0.5, 0.0), node(2, 0, 0.5, 0.0)]
     rows += [node(3 + i, 1 + i // 2, float(i % 2)) for i in range(4)]
     verdict = tree_data(rows, [])["verdict"]
-    assert "after node 1 decided" in verdict[0] and verdict[-1] == "1 other fork differs as much."
+    assert "after node 1 decided" in verdict[0] and verdict[-1] == "1 other fork settled as much."
+
+
+@pytest.mark.parametrize(("leaves", "decides"), [(2, False), (3, False), (4, True)])
+def test_branches_whose_few_samples_agree_are_not_known_exactly(leaves, decides):
+    # all leaves below one branch earned 1, all below the other 0: with p = 1/2 that is chance 2 / C(2n, n)
+    rows = [node(0, -1, 0.5, 0.5, 2 * leaves)]
+    for branch in (0, 1):
+        rows.append(node(1 + branch, 0, float(branch), 0.0, leaves))
+        rows += [node(10 * (1 + branch) + i, 1 + branch, float(branch), samples=1) for i in range(leaves)]
+    data = tree_data(rows, [])
+    assert (data["fork"] is not None) == decides
+    said = " ".join(data["verdict"]) + _fallback(data)
+    assert "± 0.00" not in said and f"all {leaves} alike" in said
+
+
+def test_of_deciding_forks_the_one_that_settled_most_is_named():
+    # the last fork parts two completions for certain, the first one eight
+    rows = [node(0, -1, 0.5, 0.3, 9), node(1, 0, 0.0, 0.0, 4), node(2, 0, 0.9, 0.1, 5)]
+    rows += [node(10 + i, 1, 0.0, samples=1) for i in range(4)] + [node(20 + i, 2, 1.0, samples=1) for i in range(3)]
+    rows += [node(30, 2, 0.5, 0.5, 2), node(31, 30, 0.0, samples=1), node(32, 30, 1.0, samples=1)]
+    data = tree_data(rows, [])
+    assert data["nodes"][data["fork"]["node"]]["node"] == 0
+    assert "Of 4 forks that can be weighed, 2 differ beyond noise" in data["verdict"][1]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +247,7 @@ def test_of_forks_that_differ_as_much_the_first_is_named_and_the_others_are_coun
         ([node(0, -1, None), node(1, 0, None), node(2, 0, None)], "No values are recorded"),
         ([node(0, -1, 0.5), node(1, 0, 0.5), node(2, 0, 0.5)], "every state is worth the same, 0.50"),
         ([node(0, -1, 0.5, 0.1), node(1, 0, 0.4, 0.3), node(2, 0, 0.6, 0.3), node(3, 1, 0.4), node(4, 2, 0.6)],
-         "nowhere do the values of siblings differ by more than their standard error"),
+         "nowhere do the values of siblings differ beyond noise (1.96 standard errors)"),
         ([node(0, -1, 0.5, 0.1), node(1, 0, 1.0), node(2, 0, 1.0), node(3, 0, 0.5, None), node(4, 3, 0.5)],
          "nowhere do the values of siblings differ"),
     ],

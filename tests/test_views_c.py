@@ -222,6 +222,25 @@ def test_a_critic_is_held_against_monte_carlo_values():
     assert found.true_noise.tolist() == pytest.approx([math.hypot(0.1, 0.2), 0.2])
 
 
+def test_a_step_that_cannot_be_read_is_left_out_and_named(tmp_path):
+    path = write_run(tmp_path / "torn", steps=9)
+    torn = path / "rollouts" / "step-000005.rank0.parquet"
+    torn.write_bytes(torn.read_bytes()[:300])
+    run = sv.open(path)
+    for figure in (sv.audit(run), sv.lift(run, draws=20)):
+        assert "steps 1 to 9, 24 rollouts (could not be read: step 5)" in words_of(figure)
+    for look in (lambda: sv.audit(run, steps=5), lambda: sv.forensics(run, 5), lambda: run.rollout(5, 0, 0)):
+        with pytest.raises(ValueError, match="could not be read.*If it is being written"):
+            look()
+
+
+def test_a_sampled_standard_error_of_zero_makes_the_risk_a_lower_bound():
+    chain = {"method": "vineppo", "values": None, "segment_value": [0.5, 1.0]}
+    exact, noisy = ({**simple(None), **chain, "segment_stderr": [e, e]} for e in (0.0, 0.3))
+    assert "at least 0% of segments" in words_of(sv.audit([exact]))
+    assert "at least" not in words_of(sv.audit([noisy]))
+
+
 def test_without_monte_carlo_a_critic_is_held_against_rewards_at_segment_starts():
     found = evidence(rollout_columns([simple([0.5, 0.6, 0.7, 0.8], reward=0.0)], COLUMNS))
     assert found.against == "outcomes" and found.estimate.tolist() == [0.5, 0.7] and found.truth.tolist() == [0, 0]
@@ -469,6 +488,9 @@ def test_clipped_and_moved_shares_by_sign():
     positive, negative = data["clipped"]
     assert (positive["hits"], positive["tokens"], negative["hits"], negative["tokens"]) == (0, 2, 1, 2)
     assert negative["low"] == pytest.approx(float(wilson(1, 2)[0]))
+    # one ratio for the segment: its tokens tell one thing
+    shared = of([update()], {"importance_sampling_level": "segment"})["clipped"][1]
+    assert (shared["hits"], shared["tokens"]) == (1, 2) and shared["high"] == pytest.approx(float(wilson(0.5, 1)[1]))
     up, down = data["moved"]
     assert (up["up"], up["still"], up["down"], up["share"]) == (1, 1, 0, 1.0)
     assert (down["up"], down["still"], down["down"], down["share"]) == (1, 0, 1, 0.5)

@@ -33,6 +33,11 @@ function num(x, digits = 3) {
     : String(Number(x.toPrecision(digits)));
   return text.replace("-", "−");
 }
+/** The probability of a log-probability; one that only rounds to 1 is not called certain. */
+function chance(logprob, digits = 3) {
+  const p = Math.exp(logprob), text = num(p, digits);
+  return p < 1 && text === "1" ? `> ${(1 - 5 * 10 ** -(digits + 1)).toFixed(digits + 1)}` : text;
+}
 /** Short and signed, for the labels over segments. */
 function signed(x) {
   if (!known(x)) return "–";

@@ -74,7 +74,7 @@ function stepOpener(data, bus) {
       const key = { step, group, sample, ...(run ? { run } : {}) }, name = `${run ? `${visible(run)}, ` : ""}group ${group}, sample ${sample}`;
       return h("li", {}, bus.opens ? h("button", { type: "button", onclick: () => bus.open(key) }, name) : h("b", {}, name), `: ${visible(words)}`);
     };
-    back = document.activeElement;
+    back = figure.getRootNode().activeElement;
     place.replaceChildren(h("h3", {}, `Rollouts of step ${at.toLocaleString("en")}`, h("span", {}, at === step ? "" : ` the nearest to step ${step.toLocaleString("en")} that is listed`)),
       h("ul", {}, lists.get(at).map(row)),
       bus.opens ? null : h("p", { class: "quiet" }, "To look at one: ", h("code", {}, `sv.ribbon(run.rollout(${at}, group, sample))`)));
@@ -132,7 +132,9 @@ function drawPanel(chart, panel, lines, sync, open) {
     const X = (x) => left + ((width - left - right) * (x - x0)) / (x1 - x0);
     const Y = (y) => top + (height - top - bottom) * (1 - (Math.max(y, low) - low) / (high - low));
     const hint = open ? ". Arrow keys move over the steps, Enter lists the rollouts of one" : "";
-    const svg = s("svg", { width, height, tabindex: 0, role: "img", "aria-label": chartWords(chart, panel, lines) + hint, class: open ? "opens" : null });
+    const svg = s("svg", { width, height, tabindex: 0, role: "slider", "aria-label": chartWords(chart, panel, lines) + hint, class: open ? "opens" : null,
+      "aria-valuemin": x0, "aria-valuemax": steps.at(-1), "aria-valuenow": steps.at(-1) });
+    const held = box.contains(box.getRootNode().activeElement);
     for (const y of ticks(low, high, chart.share ? 4 : 3)) {
       svg.append(s("line", { x1: left, x2: width - right, y1: Y(y), y2: Y(y), class: "grid" }),
         s("text", { x: left - 7, y: Y(y) + 4, class: "tick end" }, chart.share ? `${Math.round(100 * y)} %` : num(y)));
@@ -166,6 +168,8 @@ function drawPanel(chart, panel, lines, sync, open) {
       place = steps.reduce((best, x, i) => (Math.abs(x - step) < Math.abs(steps[best] - step) ? i : best), 0);
       cursor.setAttribute("x1", X(step));
       cursor.setAttribute("x2", X(step));
+      svg.setAttribute("aria-valuenow", steps[place]);
+      svg.setAttribute("aria-valuetext", `step ${step}: ${lines.map((l, i) => `${l.label ? `${visible(l.label)} ` : ""}${readings[i].textContent}`).join(", ")}`);
       dots.replaceChildren(...lines.filter((l) => nearest(l, step) !== null).map((l) => s("circle", { cx: X(step), cy: Y(nearest(l, step)), r: 3.5, class: `spot c${l.style % 5}` })));
     };
     put(null);
@@ -182,12 +186,13 @@ function drawPanel(chart, panel, lines, sync, open) {
         event.preventDefault();
         return open(steps[place], true);
       }
-      const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!way) return;
+      const to = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: steps.length - 1 }[event.key];
+      if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
-      everywhere(steps[clamp(place + way, 0, steps.length - 1)]);
+      everywhere(steps[clamp(to, 0, steps.length - 1)]);
     });
     box.replaceChildren(svg);
+    if (held) svg.focus({ preventScroll: true });  // a new width does not take the keyboard away
   });
   show(null);
   return root;

@@ -44,20 +44,46 @@ async function drawBoundaries(data, bus) {
     h("div", { class: "bd-tools" }, differenceButton(view, -1, "◀ previous difference"), differenceButton(view, 1, "next difference ▶"),
       h("span", { class: "quiet" }, view.differ.length ? `${view.differ.length.toLocaleString("en")} places where only one of them cuts` : "Both cut at the same places.")),
     view.stream, view.read);
-  for (let from = 0; from < n; from += BD_BLOCK) {
-    const block = h("div", { class: n > BD_BLOCK ? "bd-block far" : "bd-block" });
-    for (let t = from; t < Math.min(n, from + BD_BLOCK); t++) {
-      block.append(boundaryToken(view, t));
-      if (pieceAt(view, t).includes("\n")) block.append(h("br"));
-    }
-    view.stream.append(block);
-  }
+  cutBoundaryBlocks(view);
   pointBoundary(view, data.error?.start ?? view.differ[0] ?? 0);
   listenBoundaries(view);
   bus.onSelect((chosen) => {
     if (chosen.from !== view && chosen.key === data.key && known(chosen.token)) pointBoundary(view, clamp(chosen.token, 0, n - 1));
   });
   return h("div", { class: "page" }, root);
+}
+
+/** Blocks of a long completion are their plain text until they come near the window. */
+function cutBoundaryBlocks(view) {
+  const { n, k, offset, stream } = view;
+  view.blocks = [];
+  for (let from = 0; from < n; from += BD_BLOCK) {
+    const to = Math.min(n, from + BD_BLOCK), el = h("div", { class: n > BD_BLOCK ? "bd-block far" : "bd-block", "data-b": view.blocks.length });
+    view.blocks.push({ el, from, to, live: false });
+    stream.append(el);
+  }
+  if (view.blocks.length === 1) return wakeBoundary(view, 0);
+  const observer = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) {
+      observer.unobserve(entry.target);
+      wakeBoundary(view, Number(entry.target.dataset.b));
+    }
+  }, { rootMargin: "900px 0px" });
+  for (const { el, from, to } of view.blocks) {
+    el.textContent = visible(k.text.slice(offset[from], offset[to]));
+    observer.observe(el);
+  }
+}
+
+function wakeBoundary(view, b) {
+  const block = view.blocks[b], parts = [];
+  if (block.live) return;
+  block.live = true;
+  for (let t = block.from; t < block.to; t++) {
+    parts.push(boundaryToken(view, t));
+    if (pieceAt(view, t).includes("\n")) parts.push(h("br"));
+  }
+  block.el.replaceChildren(...parts);
 }
 
 const pieceAt = (view, t) => view.k.text.slice(view.offset[t], view.offset[t + 1]);
@@ -134,6 +160,7 @@ function chooseBoundary(view, t) {
 function pointBoundary(view, t) {
   const { k, data } = view, say = (n) => n.toLocaleString("en");
   view.current = t;
+  wakeBoundary(view, Math.floor(t / BD_BLOCK));
   const old = view.stream.querySelector(".bd-t[tabindex]");
   for (const name of ["tabindex", "role", "aria-label"]) old?.removeAttribute(name);
   const el = view.stream.querySelector(`.bd-t[data-t="${t}"]`), words = visible(pieceAt(view, t)).replaceAll("\n", "↵").slice(0, 60);

@@ -50,8 +50,8 @@ function diffOverview(view) {
   const { data, methods, k } = view;
   const rows = methods.map((m) => {
     const { blamed } = m;
-    const range = m.pattern === "none" ? "no credit recorded" : m.pattern === "zero" ? "zero everywhere"
-      : m.pattern === "uniform" ? `${signed(m.low)} on every token` : `${signed(m.low)} to ${signed(m.high)}`;
+    const range = m.pattern === "none" ? "no credit recorded" : m.pattern === "untrained" ? "no token in the loss" : m.pattern === "zero" ? "zero everywhere"
+      : m.pattern === "uniform" ? `${signed(m.low)} on every token` : m.low === m.high ? `${signed(m.low)} where there is any` : `${signed(m.low)} to ${signed(m.high)}`;
     return h("tr", { "data-pattern": m.pattern },
       h("th", { scope: "row" }, h("span", { class: "nr" }, m.number), " ", visible(m.label),
         h("small", {}, m.limit > 0 ? `scale ± ${num(m.limit)}` : "", m.pattern === "uniform" ? h("em", {}, "uniform") : m.pattern === "almost" ? h("em", {}, "almost uniform") : null)),

@@ -19,10 +19,11 @@ async function drawReport(data, bus) {
   return root;
 }
 
-function tile({ label, note, start, end, steps }) {
+function tile({ label, note, start, end, steps, problems, interval }) {
   const share = (x) => `${(100 * x).toFixed(1)}`, change = end - start;
   return h("div", { class: "tile" }, h("p", { class: "what" }, label), h("p", { class: "figure" }, h("span", {}, share(start)), " → ", h("b", {}, share(end)), h("small", {}, " %")),
-    h("p", { class: "quiet" }, `${change >= 0 ? "▲ +" : "▼ −"}${Math.abs(100 * change).toFixed(1)} points, ${note}, steps ${steps[0]} to ${steps[1]}`));
+    h("p", { class: "quiet" }, `${change >= 0 ? "▲ +" : "▼ −"}${Math.abs(100 * change).toFixed(1)} points, ${note}, steps ${steps[0]} to ${steps[1]}`),
+    interval ? h("p", { class: "quiet" }, `${problems.toLocaleString("en")} problems, 95 %: ${share(interval[0])} to ${share(interval[1])}`) : null);
 }
 
 /** Fills `place`; `place.show(i)` shows the ribbon number i. */

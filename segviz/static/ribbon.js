@@ -208,7 +208,7 @@ function segment(view, m, from, to) {
   const { k, data } = view, first = k.start[m];
   // a value under every single token would only be noise: there the staircase tells it
   const value = k.seg_val && known(k.seg_val[m]) && k.n >= 1.5 * k.m
-    ? `V ${num(k.seg_val[m], 2)}${k.seg_err && known(k.seg_err[m]) ? ` ± ${num(k.seg_err[m], 1)}` : ""}` : "";
+    ? `V ${num(k.seg_val[m], 2)}${k.seg_err?.[m] > 0 ? ` ± ${num(k.seg_err[m], 1)}` : ""}` : "";
   const el = h("span", { class: "seg", role: "group", "data-s": m, "aria-label": segmentWords(view, m) });
   let t = from;
   if (from === first) {
@@ -373,7 +373,7 @@ function inspect(view, t) {
     line("in the loss", loss),
     line("value before", known(k.value(t)) ? num(k.value(t)) : "not recorded"),
     k.ret ? line("return", at(k.ret)) : [],
-    line("probability", at(k.logp, (x) => num(Math.exp(x)))),
+    line("probability", at(k.logp, chance)),
     line("log-prob.", at(k.logp)),
     k.ref ? line("log-prob. ref.", at(k.ref)) : [],
     line("entropy, nats", at(k.ent)),
@@ -386,7 +386,7 @@ function inspect(view, t) {
   ];
   const error = k.inError(t) ? h("p", { class: "why" }, h("b", {}, `✗ ${visible(data.error.kind)} error`), data.error.why ? ` ${visible(data.error.why)}` : "") : null;
   const value = k.seg_val && known(k.seg_val[m])
-    ? num(k.seg_val[m]) + (k.seg_err && known(k.seg_err[m]) ? ` ± ${num(k.seg_err[m], 2)}` : "") : "not recorded";
+    ? num(k.seg_val[m]) + (k.seg_err?.[m] > 0 ? ` ± ${num(k.seg_err[m], 2)}` : k.seg_err?.[m] === 0 ? ", all samples alike" : "") : "not recorded";
   view.inspector.replaceChildren(
     h("section", {},
       h("h3", {}, `Token ${t + 1} `, h("span", {}, `of ${k.n.toLocaleString("en")}`)),

@@ -208,7 +208,7 @@ function inspectRole(view, t) {
     h("p", { class: "piece", dir: "auto" }, visible(k.piece(t)).replaceAll("\n", "↵").slice(0, 120) || "(empty)"),
     k.inError(t) ? h("p", { class: "why" }, h("b", {}, `✗ ${visible(data.error.kind)} error`), data.error.why ? ` ${visible(data.error.why)}` : "") : null,
     h("dl", {}, line("role", role ?? "not recorded"), line("weight", at(k.weight)), line("seeing contrast", nats(k.pc, "perception")),
-      line("evidence contrast", nats(k.rc, "reasoning")), line("advantage", at(k.adv, signed4)), line("probability", at(k.logp, (x) => num(Math.exp(x)))))),
+      line("evidence contrast", nats(k.rc, "reasoning")), line("advantage", at(k.adv, signed4)), line("probability", at(k.logp, chance)))),
   h("p", { class: "keys" }, h("kbd", {}, "←"), h("kbd", {}, "→"), " token  ", h("kbd", {}, "1"), "–", h("kbd", {}, "5"), " layer  ", h("kbd", {}, "E"), " error  ",
     view.patches?.each ? [h("kbd", {}, "Esc"), " mean map"] : null));
 }

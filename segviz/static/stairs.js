@@ -171,7 +171,8 @@ async function drawStaircase(data, bus) {
   });
   const words = (i) => {
     const se = k.st_err[i], next = i + 1 < steps ? k.st_err[i + 1] : NaN;
-    const ends = [`${num(k.st_value[i])}${known(se) ? ` ± ${num(1.96 * se, 2)}` : ""}`, known(after(i)) ? `${num(after(i))}${known(next) ? ` ± ${num(1.96 * next, 2)}` : ""}` : "no reward"];
+    const reach = (e) => (e > 0 ? ` ± ${num(1.96 * e, 2)}` : e === 0 ? " (all samples alike)" : "");
+    const ends = [`${num(k.st_value[i])}${reach(se)}`, known(after(i)) ? `${num(after(i))}${reach(next)}` : "no reward"];
     return { ends, change: known(after(i)) ? signed(after(i) - k.st_value[i]) : "–", z: known(k.st_z[i]) ? `z ${signed(k.st_z[i])}, ` : "",
       judged: known(after(i)) ? JUDGED[k.st_j[i]] : "nothing to compare with" };
   };

@@ -183,7 +183,7 @@ function layTree(view, width, keep = false) {
     view.els.set(b.i, el);
     return el;
   }));
-  const held = box.contains(document.activeElement), [up, left] = [box.scrollTop, box.scrollLeft];
+  const held = box.contains(box.getRootNode().activeElement), [up, left] = [box.scrollTop, box.scrollLeft];
   box.replaceChildren(plane);
   box.scrollTo(left, up);
   view.current = view.stand[view.current];
@@ -200,7 +200,7 @@ function treeBox(view, { i, count, folded }, height) {
     fork ? h("span", { class: "tr-fork" }, "◆ fork") : null,
     n.up >= 0 ? h("b", { "data-sign": n.adv > 0 ? "plus" : n.adv < 0 ? "minus" : "zero" }, known(n.adv) ? signed(n.adv) : "adv. –") : null,
     h("span", { class: "tr-value" }, "V ", known(n.value) ? num(n.value, 2) : "not known"),
-    known(n.stderr) ? h("span", { class: "tr-value" }, `± ${num(n.stderr, 2)}`) : null,
+    known(n.stderr) ? h("span", { class: "tr-value" }, n.stderr > 0 ? `± ${num(n.stderr, 2)}` : "all alike") : null,
     kids[i].length ? h("span", {}, "n ", known(n.samples) ? n.samples : "–") : null,
     count > 1 ? h("span", { class: "tr-many" }, `× ${count}`) : null,
     folded ? h("span", { class: "tr-many" }, `▸ ${view.leaves[i]} leaves`) : null,
@@ -230,7 +230,7 @@ function ownText({ nodes, kids }, i) {
 function nodeWords(view, i, count) {
   const { nodes, data, kids } = view, n = nodes[i], say = (x) => signed(x).replace("−", "minus ").replace("+", "plus ");
   return visible([n.up < 0 ? "The prompt" : `Node ${n.node}`, count > 1 ? `${count} equal siblings` : null,
-    known(n.value) ? `value ${num(n.value, 3)}${known(n.stderr) ? ` plus or minus ${num(n.stderr, 2)}` : ""}` : "value not known",
+    known(n.value) ? `value ${num(n.value, 3)}${!known(n.stderr) ? "" : n.stderr > 0 ? ` plus or minus ${num(n.stderr, 2)}` : ", all alike"}` : "value not known",
     n.up < 0 ? null : known(n.adv) ? (n.adv === 0 ? "no advantage" : `advantage ${say(n.adv)}`) : "advantage not known",
     known(n.samples) ? `${n.samples} ${data.chain ? (n.samples === 1 ? "reward" : "continuations") : n.samples === 1 ? "leaf" : "leaves"}` : null,
     n.up >= 0 && !n.trained ? "not trained" : null, data.fork?.node === i ? "the deciding fork" : null,
@@ -251,7 +251,7 @@ function inspectNode(view, i) {
       h("p", { class: "piece tr-piece", dir: "auto" }, n.text === null ? "(text not recorded)" : visible(n.text).replaceAll("\n", "↵\n") || "(empty)"),
       h("dl", {},
         line("value", known(n.value) ? num(n.value, 4) : "not known"),
-        line("standard error", known(n.stderr) ? num(n.stderr, 3) : n.samples === 1 ? "a single reward" : "not known"),
+        line("standard error", n.stderr === 0 ? "not known" : known(n.stderr) ? num(n.stderr, 3) : n.samples === 1 ? "a single reward" : "not known"),
         n.up < 0 ? [] : line("advantage", known(n.adv) ? signed4(n.adv) : "not known"),
         line(data.chain ? "continuations" : "leaves below", known(n.samples) ? num(n.samples, 6) : "not known"),
         n.up < 0 ? [] : line("tokens", n.end - n.start === 1 ? `${n.end}` : `${n.start + 1} to ${n.end}`),
@@ -261,6 +261,7 @@ function inspectNode(view, i) {
       h("dl", {},
         worths.length > 1 ? line("worth from", `${num(Math.min(...worths), 3)} to ${num(Math.max(...worths), 3)}`) : [],
         line(samples.length === 1 ? "completion" : "completions", samples.length ? samples.slice(0, 6).join(", ") + (samples.length > 6 ? `, … (${samples.length})` : "") : "not recorded")),
+      n.stderr === 0 ? h("p", { class: "rule" }, `All ${known(n.samples) ? n.samples : ""} ${data.chain ? "continuations" : "leaves"} agree. That gives a standard error of 0, but ${known(n.samples) ? "so few" : "few"} cannot say how rare another reward is.`) : null,
       box?.count > 1 ? h("p", { class: "rule" }, `Stands for ${box.count} siblings with the same value and advantage.`) : null,
       data.fork?.node === i ? h("p", { class: "rule" }, h("b", {}, "◆ the deciding fork")) : null),
     h("p", { class: "keys" }, h("kbd", {}, "←"), h("kbd", {}, "→"), " parent, child  ", h("kbd", {}, "↑"), h("kbd", {}, "↓"), " sibling\n",

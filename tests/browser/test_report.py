@@ -346,3 +346,11 @@ def test_an_empty_run_is_shown_for_what_it_is(show, tmp_path):
     page = show(sv.report(sv.open(tmp_path / "new")))
     text = page.locator("#segviz").inner_text()
     assert "No metrics are recorded yet." in text and "No rollouts are recorded yet." in text and "RLOO" in text
+
+
+def test_a_probability_that_only_rounds_to_one_is_not_called_certain(show):
+    page = show(sv.ribbon(row(pieces=["a", "b"], sampled_logprobs=[-0.0004, 0.0], old_logprobs=[-0.0004, 0.0])))
+    page.locator(".t").nth(0).click()
+    assert inspector(page)["probability"] == "> 0.9995"
+    page.locator(".t").nth(1).click()
+    assert inspector(page)["probability"] == "1"

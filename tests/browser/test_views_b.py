@@ -11,6 +11,7 @@ from playwright.sync_api import Page, sync_playwright
 
 import segviz as sv
 from segviz.theme import css, script
+from segviz.tree import tree_data
 from segviz.view import script_json
 from tests.fake_run import HOSTILE, hostile_row, write_run
 from tests.test_views_b import seen, write_tree
@@ -405,3 +406,21 @@ def test_hostile_texts_in_the_roles_run_nothing(show):
     assert page.locator("h2").text_content() == HOSTILE[0]
     assert page.locator(".piece").text_content().startswith("</script><script>window.hacked")
     assert page.locator("img[src=x]").count() == 0
+
+
+def test_agreeing_samples_are_not_shown_as_certainty(show, tmp_path):
+    rows = [(0, -1, 0.5, 0.5), (1, 0, 0.0, 0.0), (2, 0, 1.0, 0.0), (3, 1, 0.0, None), (4, 1, 0.0, None)]
+    rows += [(5, 2, 1.0, None), (6, 2, 1.0, None)]
+    table = [
+        {"step": 1, "group": 0, "method": "spo_tree", "node": n, "parent": up, "sample": 0, "start": 0, "end": n,
+         "value": value, "stderr": error, "samples": 1 if n > 2 else 2, "advantage": None if up < 0 else 0.5,
+         "trained": True}
+        for n, up, value, error in rows
+    ]  # fmt: skip
+    page = show(sv.View("tree", "Which fork decided?", tree_data(table, [])))
+    box = page.locator('.tr-node[aria-label^="Node 2"]').first
+    assert "all alike" in box.text_content() and "±" not in box.text_content()
+    assert "value 1, all alike" in box.get_attribute("aria-label")
+    box.hover()
+    assert numbers(page)["standard error"] == "not known"
+    assert "All 2 leaves agree" in page.locator(".inspect").text_content()

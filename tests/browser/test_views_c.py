@@ -98,11 +98,18 @@ def test_the_views_fit_every_width(show, run, width, scheme):
 
 
 def test_a_long_completion_is_drawn_whole(show):
-    page = show(sv.boundaries(long_row(8000)))
-    assert page.locator(".bd-t").count() == 8000
+    item = long_row(8000)
+    page = show(sv.boundaries(item))
+    # far from the window a block is its plain text, which the browser's search finds
+    assert page.locator(".bd-block").count() == 32 and page.locator(".bd-t").count() < 4000
+    assert item["pieces"][7000].strip() in page.locator(".bd-block").nth(7000 // 256).text_content()
+    assert page.locator(".bd-block").nth(7000 // 256).locator(".bd-t").count() == 0
     page.locator(".bd-t[tabindex]").focus()
     page.keyboard.press("End")
     assert "token 8,000 of 8,000" in page.locator(".bd-read").inner_text()
+    assert page.evaluate("document.activeElement.dataset.t") == "7999"
+    page.locator(".bd-block").nth(12).scroll_into_view_if_needed()
+    page.locator(".bd-block").nth(12).locator(".bd-t").nth(255).wait_for(state="attached")
 
 
 def test_odd_completions_are_drawn(show):
@@ -259,3 +266,21 @@ def test_a_saved_figure_draws_itself_offline_and_has_no_cloud_button(show, run, 
     titles = page.locator(".modebar-btn").evaluate_all("bs => bs.map(b => b.dataset.title)")
     assert titles and not any("cloud" in title.lower() or "Plotly" in title for title in titles)
     assert "Do decisions fall on high-entropy tokens?" in page.content()
+
+
+def test_a_chart_says_its_numbers_and_keeps_the_keyboard_at_a_new_width(show, spiky):
+    page = show(sv.board(spiky))
+    wait_for_charts(page)
+    chart = chart_named(page, "KL to the reference").get_by_role("slider")
+    chart.focus()
+    page.keyboard.press("Home")
+    first = spiky.metrics["kl"]
+    assert chart.get_attribute("aria-valuenow") == str(first.steps[0])
+    said = chart.get_attribute("aria-valuetext")
+    assert said.startswith(f"step {first.steps[0]}: ")
+    assert float(said.split(": ")[1]) == pytest.approx(first.values[0], rel=1e-3)
+    page.keyboard.press("End")
+    assert chart.get_attribute("aria-valuenow") == str(first.steps[-1])
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.wait_for_function("Number(document.activeElement.getAttribute('width')) < 700")
+    assert page.evaluate("document.activeElement.getAttribute('role')") == "slider"
