@@ -130,6 +130,7 @@ def test_live_follows_a_run_that_is_written(visit, tmp_path):
         expect(page.locator("segpo-live .card .eyebrow").nth(1)).to_have_text("step 10 · group 0 · sample 0")
         page.mouse.move(5, 5)
         expect(page.locator("segpo-live .card .eyebrow").nth(1)).to_have_text("step 11 · group 0 · sample 0")
+        page.context.close()  # it asks again and again, and the app ends first
 
 
 def test_several_runs_lie_over_each_other(visit, app):
@@ -188,6 +189,7 @@ def test_real_training_is_started_watched_and_stopped(visit, tmp_path):
         steps = read_metrics(tmp_path / "runs" / "mine")["step"].to_pylist()
         page.context.close()  # before its server
         assert 0 < max(steps) < 400 and list((tmp_path / "runs" / "mine" / "checkpoints").glob("step-*"))
+        page.context.close()  # it asks again and again, and the app ends first
 
 
 # rollouts
@@ -289,6 +291,7 @@ def test_newer_rollouts_are_told_and_nothing_moves(visit, tmp_path):
         more.click()
         expect(rows(page).first).to_contain_text("9")
         counted(page, "27 rollouts")
+        page.context.close()  # it asks again and again, and the app ends first
 
 
 def test_hostile_texts_do_nothing_anywhere(visit, app):
@@ -365,6 +368,7 @@ def test_one_prompt_over_training_and_every_method(visit, tmp_path):
         page.get_by_role("button", name="One rollout, every method").click()
         expect(frame(page, "segpo-compare").locator("h2").first).to_have_text("What would each method blame?")
         expect(panel).to_contain_text("segpo credit")
+        page.context.close()  # it asks again and again, and the app ends first
 
 
 # when something is wrong

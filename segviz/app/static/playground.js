@@ -105,8 +105,9 @@ class PlaygroundPanel extends Panel {
   // one request at a time
 
   async work(what, wish, then) {
-    if (this.job) return;
-    this.job = "…";
+    if (this.working) return;
+    this.working = true;
+    this.unwanted = false;
     this.busy(true);
     this.trouble.replaceChildren();
     this.say("Sending…");
@@ -115,6 +116,7 @@ class PlaygroundPanel extends Panel {
     try {
       job = await ask(`/segpo/api/play/${what}`, undefined, { method: "POST", body: JSON.stringify(wish), headers: { "Content-Type": "application/json" } });
       this.job = job.job;
+      if (this.unwanted) await this.stop();
       while (!ENDED.includes(job.state)) {
         this.say(job.words, job.total ? job.done / job.total : null);
         await new Promise((done) => setTimeout(done, 200));
@@ -122,6 +124,7 @@ class PlaygroundPanel extends Panel {
       }
     } catch (problem) { error = problem; }
     this.job = null;
+    this.working = false;
     this.busy(false);
     this.say(job?.state === "stopped" ? job.words + (job.result ? " What there was in time is shown." : "") : "");
     if (error) this.fail(error);
@@ -130,7 +133,8 @@ class PlaygroundPanel extends Panel {
   }
 
   async stop() {
-    this.cancel.disabled = true;
+    this.cancel.disabled = this.unwanted = true;
+    if (!this.job) return;  // not sent yet: it is cancelled as soon as it has a name
     try { await ask(`/segpo/api/play/cancel?job=${this.job}`, undefined, { method: "POST" }); } catch (error) { this.fail(error); }
   }
 
