@@ -42,12 +42,28 @@ def walk(page: Page, url: str):
     page.mouse.wheel(0, 620)
     page.wait_for_timeout(1500)
     yield
-    for name, ready in (("Compare", "iframe >> visible=true"), ("Playground", "button"), ("Start a run", "button")):
-        page.goto(url)
-        page.get_by_role("tab", name=name).click()
-        page.locator(ready).first.wait_for()
-        page.wait_for_timeout(4000)
-        yield
+    page.goto(url)
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_timeout(5000)
+    yield
+    page.goto(url)
+    page.get_by_role("tab", name="Playground").click()
+    page.get_by_label("Model").select_option(index=[i for i, n in enumerate(models(page)) if n.startswith("sapo")][0])
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.frame_locator("iframe >> visible=true").first.locator(".t").first.wait_for(timeout=90_000)
+    page.wait_for_timeout(2500)
+    yield
+    page.goto(url)
+    page.get_by_role("tab", name="Start a run").click()
+    page.wait_for_timeout(4000)
+    yield
+
+
+def models(page: Page) -> list[str]:
+    """What the playground can ask, once it knows."""
+    options = page.get_by_label("Model").locator("option")
+    options.nth(1).wait_for(state="attached")
+    return options.all_inner_texts()
 
 
 def telling() -> str:
