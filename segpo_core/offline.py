@@ -79,9 +79,14 @@ class Run:
     def config(self) -> TrainConfig:
         return run_config(self.directory)
 
+    @property
+    def own(self) -> str:
+        """Name of the method that trained, which need not be the toolkit's."""
+        return record.read_manifest(self.directory)["config"].get("method", TrainConfig.method)
+
     def method(self, name: str) -> Method:
         """The run's own method as it was set, any other with its defaults."""
-        return self.config.algo if name == self.config.method else method_class(name)()
+        return self.config.algo if name == self.own == self.config.method else method_class(name)()
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """The recorded rows of a step, in order."""
@@ -96,7 +101,7 @@ class Run:
     def missing(self, method: Method, rollouts: Rollouts) -> tuple[bool, bool, bool]:
         """What the method reads and the record lacks: (a critic's values, sampled values, contrasts). The latter two
         serve the method alone that measured them: where, and how, is a matter of its settings."""
-        own = method.name == self.config.method
+        own = method.name == self.own
         values = method.uses_critic and rollouts.values is None
         chains = isinstance(method, ChainMethod) and not (own and rollouts.mc_values is not None)
         return values, chains, method.uses_contrasts and not (own and rollouts.reasoning_contrast is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from segpo_core import checkpoint, evaluate, record
+from segpo_core.algos import METHODS
 from segpo_core.config import TrainConfig, from_dict
 from segpo_core.critic import ActorCritic
 from segpo_core.generate import Sampler
@@ -124,7 +125,8 @@ class Policy:
         model = load_model(source, config.dtype, device=_device())
         if config.use_peft and place != origin:
             model = PeftModel.from_pretrained(model, place).eval()
-        critic = getattr(config.algo, "critic", None) if (place / "critic.safetensors").exists() else None
+        learnt = load_file(place / "critic.safetensors") if (place / "critic.safetensors").exists() else {}
+        critic = None if not learnt else "model" if any(k.startswith("value_backbone") for k in learnt) else "head"
         why = ""
         if reward_funcs is None:
             try:
@@ -137,7 +139,7 @@ class Policy:
             reward_funcs=reward_funcs, reward_weights=config.reward_weights, no_rewards=why,
         )  # fmt: skip
         if critic:
-            policy.network.load_state_dict(load_file(place / "critic.safetensors"), strict=False)
+            policy.network.load_state_dict(learnt, strict=False)
         return policy
 
     def rewards(self, example: Mapping[str, Any], texts: Sequence[str]) -> list[float | None]:
@@ -175,12 +177,16 @@ class Policy:
 
 
 def run_config(directory: Path) -> TrainConfig:
-    """The settings of a run, from its manifest.
+    """The settings of a run, from its manifest. For a method that is not the toolkit's, those of the run alone.
 
     Raises:
         SchemaError, ValueError: no run, or settings that are not known.
     """
-    return from_dict(record.read_manifest(directory)["config"], str(directory / "run.json"))
+    settings = dict(record.read_manifest(directory)["config"])
+    if settings.get("method", TrainConfig.method) not in METHODS:
+        known = {item.name for item in fields(TrainConfig)} - {"algo", "method"}
+        settings = {name: value for name, value in settings.items() if name in known}
+    return from_dict(settings, str(directory / "run.json"))
 
 
 def run_rewards(config: TrainConfig) -> list[Callable]:

@@ -77,13 +77,13 @@ def board(runs: Run | Sequence[Run], title: str = "Does it learn, and does it st
         raise ValueError("board needs at least one run: sv.board(sv.open('runs/…'))")
     data = board_data(runs, title) | {"rollouts": telling(runs)}
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(series['label'])}</td><td>{series['y'][0]:.4g}</td>"
+        f"<tr><td>{escape(chart['title'])}</td><td>{escape(series['panel'])}</td><td>{escape(series['label'])}</td>"
+        f"<td>{series['y'][0]:.4g}</td>"
         f"<td>{series['y'][-1]:.4g}</td></tr>"
         for chart in data["charts"]
-        for name, lines in ((chart["title"], chart["lines"]),)
-        for series in lines
+        for series in chart["lines"]
     )
-    head = "<tr><th>chart</th><th>line</th><th>first</th><th>last</th></tr>"
+    head = "<tr><th>chart</th><th>metric</th><th>run</th><th>first</th><th>last</th></tr>"
     notes = "".join(f"<p>{escape(note)}</p>" for note in (data["empty"], *data["status"]) if note)
     table = f"<table>{head}{rows}</table>" if rows else ""
     fallback = f"<h3>{escape(title)}</h3>{notes}{table}"

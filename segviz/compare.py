@@ -49,6 +49,8 @@ def compare(
     Raises:
         ValueError: there is nothing to compare, or two rollouts of one method without names.
     """
+    if not isinstance(title, str):
+        raise TypeError("the second argument is the title; pass further methods as credits={name: …}")
     rollouts = named(rollout, credits)
     data = compare_data(rollouts, title)
     return View("compare", title, data, _fallback(rollouts, data))

@@ -170,10 +170,9 @@ def verdict(rollout: Rollout, summary: list[dict[str, Any]]) -> list[str]:
         return [*lines, f"Only the contrast of {'reasoning' if a is None else 'perception'} was measured."]
     toward = None if abs(a - b) < 0.01 * max(abs(a), abs(b)) else ("perception" if a > b else "reasoning")
     numbers = f"mean {kind} {a:.2f} for perception, {b:.2f} for reasoning"
-    told = f"The contrasts point to {toward} ({numbers})" if toward else f"The contrasts favour neither ({numbers})"
-    if error and toward and error["kind"] in ("perception", "reasoning"):
-        told += ", as the truth does" if toward == error["kind"] else f"; the truth points to {error['kind']}"
-    lines.append(f"{told}.")
+    # what a block depends on is not what is wrong in it, so this is not held against the truth
+    told = f"On average {toward} tokens depend more on" if toward else "Both blocks depend equally on"
+    lines.append(f"{told} what they should rest on ({numbers}).")
     if error and weights and (own := _mean(weights[error["start"] : error["end"]])) is not None:
         lines.append(f"The error itself has weight {own:.2f}, where 1 is the average.")
     return lines

@@ -128,7 +128,8 @@ class Run:
 
     @property
     def method_label(self) -> str:
-        return method_label(self.method)
+        label = method_label(self.method)  # a method of one's own is known by its title
+        return str(self.manifest.get("method_title") or label) if label == self.method else label
 
     @property
     def model(self) -> str:

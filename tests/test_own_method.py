@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import segviz as sv
 from segpo_core import record
 from segpo_core.config import TrainConfig
+from segpo_core.offline import recompute
 from segpo_core.train import train
+from segpo_core.trained import Policy
 from segpo_core.types import Rollouts, pad_rows
 from tests import families
 from tests.toy import ToyTask
@@ -37,6 +40,15 @@ def test_it_trains_is_recorded_and_resumes(llava, tmp_path, algo):
     assert len(rows) == 16 and {row["method"] for row in rows} == {algo.name}
     metrics = {(m["step"], m["name"]): m["value"] for m in record.read_metrics(tmp_path / "run").to_pylist()}
     assert metrics[2, "grad_norm"] > 0 and metrics[2, "skipped_updates"] == 0
+
+    # the toolkit does not know the method by name, and still asks its policy and judges its rollouts
+    policy = Policy.load(tmp_path / "run")
+    assert policy.step == 2 and policy.has_critic == algo.uses_critic
+    assert recompute(tmp_path / "run", ["grpo", "sapo"] if algo.uses_critic else ["grpo"], steps=[2])
+    run = sv.open(tmp_path / "run")
+    assert run.method_label == algo.title
+    with pytest.raises(ValueError, match=algo.name):
+        recompute(tmp_path / "run", [algo.name])
 
 
 def rollouts_of(rows: list[list[int]], rewards: list[float], group: list[int]) -> Rollouts:
