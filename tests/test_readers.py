@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trl
 from PIL import Image
 
 import segviz as sv
@@ -20,8 +21,6 @@ from segviz.annotate import encode
 from segviz.report import report_view
 from tests import families
 from tests.fake_run import HOSTILE
-
-trl = pytest.importorskip("trl")
 
 
 def even(prompts, completions, log_extra=None, **columns) -> list[float]:

@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpo_core.advantages import group_relative, leave_one_out
 from segpo_core.losses import aggregate, kl, policy_loss
-
-trl = pytest.importorskip("trl")
 
 LENGTH = 24
 LOSS_TYPES = {  # TRL's names for what we call by what it does

@@ -23,8 +23,8 @@ def browser(chromium_path):
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """show(view or path, width, scheme) -> the page. Afterwards: nothing was fetched, logged or thrown."""
-    noise, contexts = [], []
+    """show(view or path, width, scheme) -> the page. Afterwards: nothing was fetched, logged, thrown or executed."""
+    noise, contexts, pages = [], [], []
 
     def show(view, width: int = 1280, scheme: str = "light") -> Page:
         path = view.save(tmp_path / "page.html") if isinstance(view, sv.View) else view
@@ -40,9 +40,11 @@ def show(browser, tmp_path):
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else noise.append(r.url))
         page.goto(f"file://{path}")
         page.wait_for_selector("#segviz > :not(noscript)")
+        pages.append(page)
         return page
 
     yield show
+    assert [page.evaluate("window.hacked ?? null") for page in pages] == [None] * len(pages)
     for context in contexts:
         context.close()
     assert noise == []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 import segviz as sv
 from segviz.theme import css, script
@@ -18,11 +16,6 @@ from tests.test_views_b import seen, write_tree
 
 pytestmark = pytest.mark.browser
 
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-
 #: A page whose host answers when a view asks for a rollout: it writes down what it hears.
 HOSTED = """<!doctype html><meta charset="utf-8"><style>{css}</style><main id="segviz"></main>
 <script type="application/json" id="data">{data}</script><script type="module">{script}
@@ -30,43 +23,6 @@ window.heard = [];
 const data = JSON.parse(document.getElementById("data").textContent);
 render({{ el: document.getElementById("segviz"), data, host: {{ open: (key) => window.heard.push(key) }} }});
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """show(view, width, scheme) -> the page. Afterwards: nothing was fetched, logged, thrown or executed."""
-    noise, contexts, pages = [], [], []
-
-    def show(view: sv.View | Path, width: int = 1280, scheme: str = "light") -> Page:
-        path = view.save(tmp_path / "page.html") if isinstance(view, sv.View) else view
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce"
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: (noise.append("dialog"), dialog.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else noise.append(r.url))
-        page.goto(f"file://{path}")
-        page.wait_for_selector("#segviz > :not(noscript)")
-        pages.append(page)
-        return page
-
-    yield show
-    assert [page.evaluate("window.hacked ?? null") for page in pages] == [None] * len(pages)
-    for context in contexts:
-        context.close()
-    assert noise == []
 
 
 @pytest.fixture(scope="module")
