@@ -32,12 +32,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segpo_core.record import METRIC_SCHEMA, Recorder, read_rollouts, step_name
+from segpo_core.record.store import METRIC_SCHEMA, Recorder, read_rollouts, step_name
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the synthetic rollouts of the tests
 
-from tests.fake_run import write_run  # noqa: E402
+from tests.fakes.fake_run import write_run  # noqa: E402
 
 GROUPS, SAMPLES = 8, 8
 

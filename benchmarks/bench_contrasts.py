@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segpo_core import policy
-from segpo_core.contrasts import contrasts, corrupted, logprobs
-from segpo_core.corruptions import KINDS
-from segpo_core.critic import ActorCritic
-from segpo_core.generate import Sampler
-from segpo_core.inputs import Prompts
+from segpo_core.policy import load
+from segpo_core.policy.contrasts import contrasts, corrupted, logprobs
+from segpo_core.policy.corruptions import KINDS
+from segpo_core.policy.critic import ActorCritic
+from segpo_core.policy.inputs import Prompts
+from segpo_core.sampling.generate import Sampler
 from segpo_core.segments import PERCEPTION, REASONING, role_ids
 from segpo_core.tasks.shapes import ShapesTask
 
@@ -39,11 +39,11 @@ def hardware(device: str) -> str:
 def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    model, processor = policy.load_model(args.model, device=args.device), policy.load_processor(args.model)
-    suppressed = policy.suppressed_token_ids(model, processor)
+    model, processor = load.load_model(args.model, device=args.device), load.load_processor(args.model)
+    suppressed = load.suppressed_token_ids(model, processor)
     network = ActorCritic(model, suppressed).to(args.device)
-    eos = policy.eos_token_ids(model, processor)
-    sampler = Sampler(model, policy.get_tokenizer(processor), eos, suppressed, max_completion_length=args.tokens)
+    eos = load.eos_token_ids(model, processor)
+    sampler = Sampler(model, load.get_tokenizer(processor), eos, suppressed, max_completion_length=args.tokens)
     examples = [ShapesTask().eval(i) for i in range(args.prompts)]
     prompts = Prompts.build(examples, processor, model.config)
     rollouts = sampler.groups(prompts, args.generations, (args.seed, 0))

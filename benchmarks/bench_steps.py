@@ -20,11 +20,11 @@ import torch
 from bench_contrasts import MODEL, hardware
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from segpo_core import record
 from segpo_core.algos import METHODS
 from segpo_core.config import from_dict
-from segpo_core.policy import load_processor
-from segpo_core.train import train
+from segpo_core.policy.load import load_processor
+from segpo_core.record import store
+from segpo_core.training.loop import train
 
 PARTS = ("sample", "score", "credit", "update", "step")
 
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
                 )
             )  # fmt: skip
             numbers: dict[str, list[float]] = {}
-            for row in record.read_metrics(run).to_pylist():
+            for row in store.read_metrics(run).to_pylist():
                 if row["step"] > 1:
                     numbers.setdefault(row["name"], []).append(row["value"])
             times = " | ".join(f"{median(numbers[f'time/{part}']):.2f}" for part in PARTS)

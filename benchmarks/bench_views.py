@@ -23,11 +23,11 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import segviz as sv
-from segpo_core.record import Recorder
-from segviz.view import script_json
+from segpo_core.record.store import Recorder
+from segviz.show.encode import script_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.fake_run import long_row, row  # noqa: E402
+from tests.fakes.fake_run import long_row, row  # noqa: E402
 
 ARGUMENTS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
 

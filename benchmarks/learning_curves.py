@@ -18,14 +18,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from segpo_core import record
+from segpo_core.record import store
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("answer", "perception", "grounded")
 
 
 def run(directory: Path, method: str, seed: int, steps: int) -> None:
-    if (directory / "metrics" / f"{record.step_name(steps)}.parquet").exists():
+    if (directory / "metrics" / f"{store.step_name(steps)}.parquet").exists():
         return
     command = [
         sys.executable, "-m", "segpo_core.cli", "train", "--config", str(ROOT / "configs/demo.yaml"),
@@ -39,7 +39,7 @@ def run(directory: Path, method: str, seed: int, steps: int) -> None:
 
 
 def curve(directory: Path) -> dict[tuple[int, str], float]:
-    rows = record.read_metrics(directory).to_pylist()
+    rows = store.read_metrics(directory).to_pylist()
     return {(row["step"], row["name"]): row["value"] for row in rows}
 
 
@@ -54,9 +54,7 @@ def main() -> None:
     jobs = [(args.out / f"{m}-{s}", m, s, args.steps) for s in args.seeds for m in args.methods]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda job: run(*job), jobs))
-    print(
-        f"{os.cpu_count()} cores {platform.machine()}, {args.steps} steps, held-out, greedy; seeds {args.seeds}\n"
-    )
+    print(f"{os.cpu_count()} cores {platform.machine()}, {args.steps} steps, held-out, greedy; seeds {args.seeds}\n")
     print("| method | | before | best mean | at step | after | after, each seed |\n|---|---|---|---|---|---|---|")
     for method in args.methods:
         curves = [curve(args.out / f"{method}-{seed}") for seed in args.seeds]

@@ -1,6 +1,6 @@
 """Two methods of one's own; docs/your_method.md goes through them.
 
-    python examples/own_method.py forks --output-dir runs/forks
+python examples/own_method.py forks --output-dir runs/forks
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from segpo_core.advantages import segment_gae, token_rewards, value_difference
 from segpo_core.algos.base import CriticMethod, Level, Method, rewards_of, values_of
 from segpo_core.config import TrainConfig
 from segpo_core.segments import cutpoints, per_segment_pick, roles, segment_sum, starts
-from segpo_core.train import train
+from segpo_core.training.loop import train
 from segpo_core.types import Credit, Rollouts
 
 

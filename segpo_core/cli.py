@@ -10,11 +10,14 @@ import os
 import subprocess
 import sys
 from datetime import datetime
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+from segpo_core.shipped import ROOT
 
 if TYPE_CHECKING:  # the commands import what they need: torch takes seconds, `segpo --help` should not
     from segpo_core.config import TrainConfig
@@ -28,7 +31,6 @@ COMMANDS = {
     "report": "write one offline HTML file about a run",
     "warmup": "make the small embedded policy from nothing",
 }
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,8 +103,8 @@ def _console() -> Console:
 def _run(config: TrainConfig) -> Path:
     from transformers.utils import logging as transformers_logging
 
-    from segpo_core.progress import Display
-    from segpo_core.train import Trainer
+    from segpo_core.training.loop import Trainer
+    from segpo_core.training.progress import Display
 
     transformers_logging.disable_progress_bar()  # bars of its own for every file would break up ours
 
@@ -162,7 +164,7 @@ def _credit(argv: list[str]) -> int:
     if steps is not None and not all(step.strip().isdigit() for step in steps):
         raise ValueError(f"--steps must be numbers with commas between them, not {args.steps!r}")
 
-    from segpo_core.offline import recompute
+    from segpo_core.afterwards.credit import recompute
 
     methods = list(dict.fromkeys(name.strip() for name in args.method.split(",")))
     files = recompute(args.run, methods, steps and [int(step) for step in steps])
@@ -171,31 +173,28 @@ def _credit(argv: list[str]) -> int:
 
 
 def _app(argv: list[str]) -> int:
-    from segviz.app.main import main as app
-
-    return app(argv)
+    return _elsewhere("app", argv)
 
 
 def _report(argv: list[str]) -> int:
-    import segviz
+    return _elsewhere("report", argv)
 
-    parser = argparse.ArgumentParser(prog="segpo report", description="Write one offline HTML file about a run.")
-    parser.add_argument("run", help="run directory")
-    parser.add_argument("--out", help="file to write; default: report.html in the run directory")
-    args = parser.parse_args(argv)
-    path = segviz.report(segviz.open(args.run), args.out)
-    Console(stderr=True).print(f"wrote {path}; open it in a browser, it needs no network", highlight=False)
-    return 0
+
+def _elsewhere(name: str, argv: list[str]) -> int:
+    """Run a command that another package brings (entry point group `segpo.commands`): the core imports no views."""
+    for entry in entry_points(group="segpo.commands", name=name):
+        return entry.load()(argv)
+    raise ImportError(f"the command {name!r} comes with the views, which are not installed: pip install -e .")
 
 
 def _evaluate(argv: list[str]) -> int:
     import torch
 
-    from segpo_core import policy
-    from segpo_core.evaluate import evaluate
-    from segpo_core.generate import Sampler
-    from segpo_core.policy import find_model
+    from segpo_core.policy import load
+    from segpo_core.policy.load import find_model
+    from segpo_core.sampling.generate import Sampler
     from segpo_core.tasks import load_task
+    from segpo_core.training.evaluate import evaluate
 
     parser = argparse.ArgumentParser(prog="segpo evaluate", description="Measure a model on held-out problems (JSON).")
     parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="model directory, such as a run's checkpoint")
@@ -206,12 +205,12 @@ def _evaluate(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = find_model(args.model)
-    processor, model = policy.load_processor(source), policy.load_model(source, device=device)
+    processor, model = load.load_processor(source), load.load_model(source, device=device)
     sampler = Sampler(
         model,
-        policy.get_tokenizer(processor),
-        policy.eos_token_ids(model, processor),
-        policy.suppressed_token_ids(model, processor),
+        load.get_tokenizer(processor),
+        load.eos_token_ids(model, processor),
+        load.suppressed_token_ids(model, processor),
         max_completion_length=args.max_completion_length,
     )
     task = load_task(args.dataset)
@@ -223,7 +222,7 @@ def _evaluate(argv: list[str]) -> int:
 def _warmup(argv: list[str]) -> int:
     import tyro
 
-    from segpo_core.warmup import WarmupConfig, warmup
+    from segpo_core.training.warmup import WarmupConfig, warmup
 
     warmup(tyro.cli(WarmupConfig, args=argv, prog="segpo warmup"))
     return 0

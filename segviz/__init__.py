@@ -10,35 +10,73 @@
 Functions return a `View` and draw nothing themselves. Nothing here imports the trainer, torch or a GPU.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-from segpo_core.record import SchemaError
-from segviz.annotate import annotate
-from segviz.audit import audit
-from segviz.board import board
-from segviz.boundaries import boundaries
-from segviz.compare import compare
-from segviz.counterfactual import counterfactual
-from segviz.explore import explore
-from segviz.follow import follow
-from segviz.forensics import forensics
-from segviz.groups import group
-from segviz.lift import lift
-from segviz.page import together
-from segviz.readers import read_trl, read_verl
-from segviz.report import report
-from segviz.ribbon import ribbon
-from segviz.roles import roles
-from segviz.rollout import Rollout
-from segviz.run import Run, open  # noqa: A004
-from segviz.staircase import staircase
-from segviz.tree import tree
-from segviz.view import View
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segpo_core.record.store import SchemaError
+    from segviz.notebook.explore import explore
+    from segviz.notebook.follow import follow
+    from segviz.runs.annotate import annotate
+    from segviz.runs.readers import read_trl, read_verl
+    from segviz.runs.rollout import Rollout
+    from segviz.runs.run import Run, open  # noqa: A004
+    from segviz.show.page import together
+    from segviz.show.view import View
+    from segviz.views.audit import audit
+    from segviz.views.board import board
+    from segviz.views.boundaries import boundaries
+    from segviz.views.compare import compare
+    from segviz.views.counterfactual import counterfactual
+    from segviz.views.forensics import forensics
+    from segviz.views.groups import group
+    from segviz.views.lift import lift
+    from segviz.views.report import report
+    from segviz.views.ribbon import ribbon
+    from segviz.views.roles import roles
+    from segviz.views.staircase import staircase
+    from segviz.views.tree import tree
 
 try:
     __version__ = version("segpo")
 except PackageNotFoundError:  # imported from a source tree that was not installed
     __version__ = "0+source"
+
+#: Module -> the names that come from it, when they are first used: plotly and anywidget take a while to import.
+_DOOR = {
+    "segpo_core.record.store": ("SchemaError",),
+    "segviz.notebook.explore": ("explore",),
+    "segviz.notebook.follow": ("follow",),
+    "segviz.runs.annotate": ("annotate",),
+    "segviz.runs.readers": (
+        "read_trl",
+        "read_verl",
+    ),
+    "segviz.runs.rollout": ("Rollout",),
+    "segviz.runs.run": (
+        "Run",
+        "open",
+    ),
+    "segviz.show.page": ("together",),
+    "segviz.show.view": ("View",),
+    "segviz.views.audit": ("audit",),
+    "segviz.views.board": ("board",),
+    "segviz.views.boundaries": ("boundaries",),
+    "segviz.views.compare": ("compare",),
+    "segviz.views.counterfactual": ("counterfactual",),
+    "segviz.views.forensics": ("forensics",),
+    "segviz.views.groups": ("group",),
+    "segviz.views.lift": ("lift",),
+    "segviz.views.report": ("report",),
+    "segviz.views.ribbon": ("ribbon",),
+    "segviz.views.roles": ("roles",),
+    "segviz.views.staircase": ("staircase",),
+    "segviz.views.tree": ("tree",),
+}
+_HOME = {name: module for module, names in _DOOR.items() for name in names}
 
 __all__ = [
     "Rollout", "Run", "SchemaError", "View",
@@ -46,3 +84,15 @@ __all__ = [
     "group", "lift", "open",
     "read_trl", "read_verl", "report", "ribbon", "roles", "staircase", "together", "tree",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from segpo_core import record
 from segpo_core.algos import GRPO, METHODS, SAPO
 from segpo_core.cli import main, parse_train
 from segpo_core.config import TrainConfig, from_dict
-from tests import families
+from segpo_core.record import store
+from tests.fakes import families
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def test_help_reads_like_documentation(method, capsys):
 
 def test_a_run_from_a_file_of_problems(llava, data, tmp_path):
     assert main(flags(llava, tmp_path / "run", "--dataset", data, "--method", "grpo")) == 0
-    assert record.read_manifest(tmp_path / "run")["method"] == "grpo"
-    assert record.read_rollouts(tmp_path / "run").num_rows == 4
+    assert store.read_manifest(tmp_path / "run")["method"] == "grpo"
+    assert store.read_rollouts(tmp_path / "run").num_rows == 4
 
 
 def test_commands_are_listed(capsys):
@@ -138,7 +138,7 @@ def test_a_run_directory_is_never_written_over(llava, data, tmp_path, capsys):
 
 
 def test_resume_without_a_checkpoint_says_so(llava, data, tmp_path, capsys):
-    record.Recorder(tmp_path / "run").start({})
+    store.Recorder(tmp_path / "run").start({})
     assert "no checkpoint" in fails(capsys, *flags(llava, tmp_path / "run", "--dataset", data, "--resume"))
 
 

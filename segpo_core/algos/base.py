@@ -3,27 +3,27 @@
 A method answers five questions (what is a segment, where do values come from, how does reward become an advantage,
 how is credit spread, at which level is the ratio taken). Each answer is a function of the maths files; a method file
 puts five of them together. To write another one, subclass `Method`, give it a `name` and a `credit`, and pass an
-instance to `segpo_core.train.train`.
+instance to `segpo_core.training.loop.train`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from segpo_core import losses
-from segpo_core.chains import RewardOf
-from segpo_core.generate import Sampler
-from segpo_core.inputs import Prompts
-from segpo_core.nodes import Nodes, tree_nodes
+from segpo_core.losses import Level, LossType
+from segpo_core.sampling.nodes import Nodes, tree_nodes
 from segpo_core.types import Credit, Rollouts
 
-LossType = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
-Level = Literal["token", "segment", "sequence"]
+if TYPE_CHECKING:
+    from segpo_core.policy.inputs import Prompts
+    from segpo_core.sampling.chains import RewardOf
+    from segpo_core.sampling.generate import Sampler
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from segpo_core.algos.base import Level, LossType
 from segpo_core.algos.grpo import GRPO
+from segpo_core.losses import Level, LossType
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 import torch
 
 from segpo_core.advantages import segment_gae, token_rewards, whiten
-from segpo_core.algos.base import CriticMethod, Level, judged, rewards_of, values_of
+from segpo_core.algos.base import CriticMethod, judged, rewards_of, values_of
+from segpo_core.losses import Level
 from segpo_core.segments import ends, entropy_topk, segment_sum, starts
 from segpo_core.types import Credit, Rollouts
 

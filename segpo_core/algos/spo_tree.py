@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.functional import pad
 
 from segpo_core.algos.base import Method, rewards_of
-from segpo_core.branches import MAX_ROWS, first_holders, grow_tree, tree_of
-from segpo_core.generate import Sampler
-from segpo_core.inputs import Prompts
-from segpo_core.nodes import leaf_rewards, node_credit
+from segpo_core.sampling.nodes import leaf_rewards, node_credit
+from segpo_core.sampling.sharing import MAX_ROWS, first_holders, tree_of
 from segpo_core.segments import roles
 from segpo_core.types import Credit, Rollouts
 from segpo_core.weights import probability_mask
+
+if TYPE_CHECKING:
+    from segpo_core.policy.inputs import Prompts
+    from segpo_core.sampling.generate import Sampler
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class SPOTree(Method):
         self, sampler: Sampler, prompts: Prompts, num_generations: int, stream: tuple[int, ...], first: int
     ) -> Rollouts:
         """Grow a tree for each prompt; `branch` says how many completions there are, not `num_generations`."""
+        from segpo_core.sampling.branches import grow_tree  # transformers, which credit needs none of
+
         return grow_tree(sampler, prompts, self.branch, self.segment_tokens, stream, first, self.rows_per_batch)
 
     def credit(self, rollouts: Rollouts) -> Credit:
@@ -77,7 +81,7 @@ class SPOTree(Method):
         if rollouts.node_ids is None:
             raise ValueError(
                 "these rollouts are no trees: they were sampled one by one; choose a method for groups, or sample them "
-                "with segpo_core.branches.grow_tree"
+                "with segpo_core.sampling.branches.grow_tree"
             )
         r, mask = rewards_of(rollouts), rollouts.mask
         judged = torch.where(r.isnan()[:, None], -1, rollouts.node_ids)

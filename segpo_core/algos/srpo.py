@@ -59,7 +59,7 @@ class SRPO(GRPO):
         if c is None:
             raise ValueError(
                 "these rollouts have no role contrasts: they were collected by a method that needs none; measure them "
-                "with segpo_core.contrasts first, or choose another method"
+                "with segpo_core.policy.contrasts first, or choose another method"
             )
         role, well_formed = role_ids(rollouts.pieces, mask, self.tags)
         # Not measured is not zero: without an image, perception tokens have no say and weight 1, in any batch.

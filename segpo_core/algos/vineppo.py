@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from segpo_core.advantages import value_difference
 from segpo_core.algos.base import Method, rewards_of
-from segpo_core.chains import MAX_ROWS, RewardOf, estimate_values
-from segpo_core.generate import Sampler
-from segpo_core.inputs import Prompts
-from segpo_core.nodes import Nodes, chain_nodes
+from segpo_core.sampling.nodes import Nodes, chain_nodes
+from segpo_core.sampling.sharing import MAX_ROWS
 from segpo_core.segments import newline, per_segment_pick, spread, starts, step_markers
 from segpo_core.types import Credit, Rollouts
+
+if TYPE_CHECKING:
+    from segpo_core.policy.inputs import Prompts
+    from segpo_core.sampling.chains import RewardOf
+    from segpo_core.sampling.generate import Sampler
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class ChainMethod(Method):
         first: int,
     ) -> None:
         """V̂(s) for every boundary state s: the mean reward of N completions sampled from it."""
+        from segpo_core.sampling.chains import estimate_values  # transformers, which credit needs none of
+
         s, n = self.boundaries(rollouts), self.num_continuations
         estimate_values(sampler, prompts, rollouts, s, n, reward_of, stream, first, self.rows_per_batch)
 
@@ -81,7 +86,7 @@ class ChainMethod(Method):
         if rollouts.mc_values is None:
             raise ValueError(
                 "these rollouts have no sampled state values: they were collected by a method that needs none; "
-                "sample continuations first (segpo_core.chains.estimate_values), or choose another method"
+                "sample continuations first (segpo_core.sampling.chains.estimate_values), or choose another method"
             )
         z = self.segments(rollouts)
         v, error = (per_segment_pick(x, z, starts(z)) for x in (rollouts.mc_values, rollouts.mc_stderr))

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from segpo_core.rewards import answer_reward, load_reward, math_reward
+from segpo_core.tasks.rewards import answer_reward, load_reward, math_reward
 
 IMAGE_TAG = "<image>"
 _EXAMPLE_KEYS = ("prompt", "images", "answer", "id")

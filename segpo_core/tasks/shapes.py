@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw
 
-from segpo_core.rewards import answer_reward, normalise_answer
+from segpo_core.tasks.rewards import answer_reward, normalise_answer
 
 CELLS = ("topleft", "top", "topright", "left", "center", "right", "bottomleft", "bottom", "bottomright")
 SIZES = ("small", "medium", "large")
@@ -186,10 +186,7 @@ def write(question: Question, objects: list[Object], wrong_rule: bool = False) -
         steps.append(" ".join([obj.cell, *question.noted(obj), str(value), str(total)]))
     result = question.result(total, wrong_rule)
     seen = ", ".join(obj.text() for obj in objects)
-    return (
-        f"<perception> {seen} </perception><think> {', '.join(steps)} = {result} </think>"
-        f"<answer> {result} </answer>"
-    )
+    return f"<perception> {seen} </perception><think> {', '.join(steps)} = {result} </think><answer> {result} </answer>"
 
 
 def demonstrate(example: Mapping, rng: random.Random, careless: Careless | None = None) -> Demonstration:
@@ -473,7 +470,7 @@ class ShapesTask:
 
 
 def split_of(objects: list[Object]) -> str:
-    """"train" or "eval", by a hash of the scene."""
+    """ "train" or "eval", by a hash of the scene."""
     digest = hashlib.sha256("|".join(obj.text() for obj in objects).encode()).digest()
     return "eval" if int.from_bytes(digest[:8], "big") % _EVAL_SHARE == 0 else "train"
 

@@ -14,16 +14,19 @@ import numpy as np
 from PIL import Image
 
 import segviz as sv
-from segpo_core.record import png_bytes
+from segpo_core.record.store import png_bytes
 from segpo_core.tasks.shapes import Object, Question, ShapesTask, inspect_text
 from segviz.app.studio import Job, Source, Stopped, Studio, interruptible
-from segviz.counterfactual import counterfactual_data
-from segviz.ribbon import error_of, pictures, reason_of, ribbon_data, segment_at
-from segviz.roles import roles_data
-from segviz.view import View, tidy
+from segviz.parts.credit import error_of, reason_of, segment_at
+from segviz.parts.heading import pictures
+from segviz.show.encode import tidy
+from segviz.show.view import View
+from segviz.views.counterfactual import counterfactual_data
+from segviz.views.ribbon import ribbon_data
+from segviz.views.roles import roles_data
 
 if TYPE_CHECKING:
-    from segpo_core.trained import Policy
+    from segpo_core.afterwards.trained import Policy
 
 GRID = (3, 3)  #: patches of a picture; of a drawn scene, its cells
 SNIPPET = 120  #: characters of a completion or a segment that a list shows
@@ -109,7 +112,7 @@ def ask(studio: Studio, wish: Wish) -> Callable[[Job], Asked]:
 
     def work(job: Job) -> Asked:
         policy = _policy(studio, wish, job)
-        from segpo_core import probe
+        from segpo_core.afterwards import probe
 
         limit = policy.sampler.max_completion_length
         job.say(f"Writing, at most {limit} tokens each", limit)
@@ -150,7 +153,7 @@ def resample(studio: Studio, asked: Asked, n: int, segment: int, where: str, num
 
     def work(job: Job) -> Page:
         policy = _policy(studio, wish, job)
-        from segpo_core import probe
+        from segpo_core.afterwards import probe
 
         sides = {side: at for side, at in (("before", start), ("after", end)) if where in (side, "both")}
         drawn = dict.fromkeys(("before", "after"))
@@ -182,7 +185,7 @@ def contrast(studio: Studio, asked: Asked, n: int, corruption: str) -> Callable[
         policy = _policy(studio, wish, job)
         import torch
 
-        from segpo_core import probe
+        from segpo_core.afterwards import probe
         from segpo_core.segments import role_ids
 
         job.say("Reading the completion with the spoiled picture", 2)
@@ -238,8 +241,8 @@ def _policy(studio: Studio, wish: Wish, job: Job) -> Policy:
 
 
 def _row(wish: Wish, n: int, one: Any, values: list[float] | None) -> dict[str, Any]:
-    """Columns of `ROLLOUT_SCHEMA`, as far as they are known; `one` is a `segpo_core.probe.Sample`."""
-    from segpo_core.rows import token_span
+    """Columns of `ROLLOUT_SCHEMA`, as far as they are known; `one` is a `segpo_core.afterwards.probe.Sample`."""
+    from segpo_core.record.rows import token_span
 
     example = wish.example
     row = {

@@ -9,7 +9,7 @@ import gradio as gr
 
 from segviz.app.index import Index
 from segviz.app.shelf import Shelf
-from segviz.view import tidy
+from segviz.show.encode import tidy
 
 PROMPTS = 100  #: prompts in one list
 OCCURRENCES = 1000  #: completions of one prompt

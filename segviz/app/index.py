@@ -20,11 +20,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segpo_core.record import ROLLOUT_SCHEMA
+from segpo_core.record.store import ROLLOUT_SCHEMA
 from segviz.app.files import Watch
 from segviz.app.kept import Kept
 from segviz.app.shelf import Place
-from segviz.view import tidy
+from segviz.show.encode import tidy
 
 log = logging.getLogger(__name__)
 

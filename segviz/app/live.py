@@ -10,15 +10,15 @@ import gradio as gr
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segpo_core.record import SchemaError
+from segpo_core.record.store import SchemaError
 from segviz.app.files import Watch
 from segviz.app.index import Index
 from segviz.app.kept import Kept
 from segviz.app.shelf import Missing, Shelf, ShelfRun
-from segviz.board import board_data
-from segviz.report import THUMBNAIL
-from segviz.theme import level, method_label, symmetric_limit
-from segviz.view import plain_json, tidy
+from segviz.show.encode import plain_json, tidy
+from segviz.show.theme import level, method_label, symmetric_limit
+from segviz.views.board import board_data
+from segviz.views.report import THUMBNAIL
 
 CARDS = 8  #: newest rollouts of one run
 TEXT = 220  #: characters of a card's text
@@ -138,8 +138,8 @@ def card(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def strip(starts: list[int] | None, ends: list[int] | None, credit: list[float | None] | None) -> list[int]:
-    """The credit at a glance, as `segviz.report.thumbnail`, from segments alone: up to `THUMBNAIL` shades -10 … 10,
-    and -99 where no credit was assigned."""
+    """The credit at a glance, as `views.report.thumbnail`, from segments alone: up to `THUMBNAIL` shades
+    -10 … 10, and -99 where no credit was assigned."""
     if not starts or not ends or not credit or not len(starts) == len(ends) == len(credit):
         return []
     limit, total, first = symmetric_limit(credit), ends[-1], 0

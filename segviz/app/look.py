@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from segviz.theme import PALETTE
+from segviz.show.theme import PALETTE
 
 #: Gradio's variable -> a colour of the palette. Its dark twin follows.
 _COLOURS = {

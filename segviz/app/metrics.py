@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segviz.app.files import Watch
-from segviz.run import Series
-from segviz.view import tidy
+from segviz.runs.run import Series
+from segviz.show.encode import tidy
 
 POINTS = 600  #: a chart has no more pixels; older points are averaged in pairs, fours, …
 BUDGET = 0.4  #: seconds of reading before what there is so far is shown

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import segviz as sv
 from segviz.app.shelf import Shelf
-from segviz.ribbon import where
-from segviz.view import View
+from segviz.parts.heading import where
+from segviz.show.view import View
 
 
 def rollout_page(shelf: Shelf, name: str, step: int, group: int, sample: int, heading: bool = False) -> View:

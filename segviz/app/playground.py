@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from segpo_core.corruptions import KINDS as CORRUPTIONS
-from segpo_core.record import image_digest, png_bytes
+from segpo_core.policy.corruptions import KINDS as CORRUPTIONS
+from segpo_core.record.store import image_digest, png_bytes
 from segpo_core.tasks.shapes import (
     ATTRIBUTES,
     CELLS,
@@ -33,7 +33,8 @@ from segviz.app.kept import Kept
 from segviz.app.shelf import Missing, Shelf
 from segviz.app.studio import Busy, Job, Source, Studio, sources
 from segviz.app.uploads import EDGE, LARGEST_FILE, body, decode
-from segviz.view import View, plain_json, tidy
+from segviz.show.encode import plain_json, tidy
+from segviz.show.view import View
 
 MOST = 16  #: completions of one request
 HOTTEST = 2.0  #: temperature

@@ -11,8 +11,8 @@ import gradio as gr
 
 from segviz.app.index import Index, Indexed
 from segviz.app.shelf import Shelf
-from segviz.theme import method_label
-from segviz.view import tidy
+from segviz.show.encode import tidy
+from segviz.show.theme import method_label
 
 MOST = 200  #: rows a page
 SNIPPET = 160  #: characters of a text that the table shows

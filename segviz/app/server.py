@@ -21,7 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from segpo_core.record import SchemaError
+from segpo_core.record.store import SchemaError
 from segviz.app import look, pages, playground
 from segviz.app.compare import occurrences, prompts
 from segviz.app.index import Index
@@ -30,8 +30,9 @@ from segviz.app.rollouts import Question, ask
 from segviz.app.shelf import Missing, Shelf
 from segviz.app.start import Starter
 from segviz.app.studio import Studio
-from segviz.theme import css, script
-from segviz.view import View, escape, plain_json
+from segviz.show.encode import escape, plain_json
+from segviz.show.theme import css, script
+from segviz.show.view import View
 
 #: What our own scripts use of the renderer, besides `render`.
 EXPORTS = "export { h, s, num, signed, visible, known, strip };"

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segpo_core.record import SchemaError, read_manifest
+from segpo_core.record.store import SchemaError, read_manifest
 from segviz.app.metrics import MetricLog
-from segviz.run import Rollout, RolloutTable, Run, Series
-from segviz.theme import method_label
-from segviz.view import tidy
+from segviz.runs.run import Rollout, RolloutTable, Run, Series
+from segviz.show.encode import tidy
+from segviz.show.theme import method_label
 
 KINDS = ("run.json", "metrics", "rollouts", "nodes", "images", "credit")
 BUSY = 60.0  #: seconds without a new step until a run is called quiet

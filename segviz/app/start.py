@@ -18,9 +18,9 @@ from typing import Any
 
 import gradio as gr
 
-from segpo_core.cli import ROOT
-from segviz.theme import METHODS
-from segviz.view import tidy
+from segpo_core.shipped import ROOT
+from segviz.show.encode import tidy
+from segviz.show.theme import METHODS
 
 CONFIG = "configs/demo.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

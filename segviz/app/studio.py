@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpo_core.cli import ROOT
-from segpo_core.record import read_manifest
+from segpo_core.record.store import read_manifest
+from segpo_core.shipped import ROOT
 from segviz.app.shelf import Missing, Place, Shelf, inside
-from segviz.view import tidy
+from segviz.show.encode import tidy
 
 if TYPE_CHECKING:
-    from segpo_core.trained import Policy
+    from segpo_core.afterwards.trained import Policy
 
 log = logging.getLogger(__name__)
 
@@ -224,8 +224,8 @@ def load(path: Path, root: Path | None, source: Source) -> Policy:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from segpo_core.rewards import answer_reward
-    from segpo_core.trained import Policy
+    from segpo_core.afterwards.trained import Policy
+    from segpo_core.tasks.rewards import answer_reward
 
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()  # its bars would fill the app's terminal
@@ -248,7 +248,7 @@ def load(path: Path, root: Path | None, source: Source) -> Policy:
 @contextmanager
 def interruptible(policy: Policy, job: Job) -> Iterator[None]:
     """Work within it ends by `Stopped` at the model's next pass, whatever function of the library is at work."""
-    from segpo_core.logprobs import backbone
+    from segpo_core.policy.logprobs import backbone
 
     hook = backbone(policy.model).register_forward_pre_hook(job.check)
     try:
@@ -312,7 +312,7 @@ def _own_base(path: Path, root: Path, source: Source) -> None:
     Raises:
         Missing: it lies elsewhere; SchemaError: run.json cannot be read.
     """
-    from segpo_core.policy import find_model
+    from segpo_core.policy.load import find_model
 
     config = read_manifest(path.parent.parent).get("config") or {}
     if config.get("use_peft"):

@@ -8,7 +8,7 @@ import warnings
 from fastapi import Request
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from segviz.view import tidy
+from segviz.show.encode import tidy
 
 LARGEST_FILE = 8 * 2**20  #: bytes of a picture
 LARGEST_PICTURE = 16_000_000  #: pixels of it, read from its head before anything is decoded

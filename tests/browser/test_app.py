@@ -12,9 +12,9 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import Page, expect
 
-from segpo_core.record import Recorder, read_metrics
-from tests.fake_run import HOSTILE, hostile_row, row, write_run
-from tests.test_app import serving, told
+from segpo_core.record.store import Recorder, read_metrics
+from tests.app.test_app import serving, told
+from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
 
 pytestmark = pytest.mark.browser
 

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page
 
 import segviz as sv
-from segviz.counterfactual import QUESTION, _fallback, counterfactual_data
-from tests.fake_run import HOSTILE
+from segviz.views.counterfactual import QUESTION, _fallback, counterfactual_data
+from tests.fakes.fake_run import HOSTILE
 
 pytestmark = pytest.mark.browser
 

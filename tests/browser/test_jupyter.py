@@ -13,8 +13,8 @@ from playwright.sync_api import expect, sync_playwright
 import segviz as sv
 from tests.browser.conftest import ARGUMENTS
 from tests.browser.jupyter import REPOSITORY, Notebook, jupyter
-from tests.fake_run import HOSTILE, hostile_row, write_run
-from tests.test_widgets import WRITER
+from tests.fakes.fake_run import HOSTILE, hostile_row, write_run
+from tests.notebook.test_widgets import WRITER
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page
 
 import segviz as sv
-from tests.fake_run import HOSTILE, hostile_row, long_row, row, write_run
+from tests.fakes.fake_run import HOSTILE, hostile_row, long_row, row, write_run
 
 pytestmark = pytest.mark.browser
 
@@ -340,7 +340,7 @@ def test_odd_rollouts_are_drawn(show, item):
 
 
 def test_an_empty_run_is_shown_for_what_it_is(show, tmp_path):
-    from segpo_core.record import Recorder
+    from segpo_core.record.store import Recorder
 
     Recorder(tmp_path / "new").start({"method": "rloo"})
     page = show(sv.report(sv.open(tmp_path / "new")))

@@ -8,11 +8,11 @@ from PIL import Image
 from playwright.sync_api import Page
 
 import segviz as sv
-from segviz.theme import css, script
-from segviz.tree import tree_data
-from segviz.view import script_json
-from tests.fake_run import HOSTILE, hostile_row, write_run
-from tests.test_views_b import seen, write_tree
+from segviz.show.encode import script_json
+from segviz.show.theme import css, script
+from segviz.views.tree import tree_data
+from tests.fakes.fake_run import HOSTILE, hostile_row, write_run
+from tests.views.test_views_b import seen, write_tree
 
 pytestmark = pytest.mark.browser
 
@@ -230,7 +230,7 @@ def test_a_run_without_nodes_says_what_to_do(show, tmp_path):
 
 
 def test_one_node_alone_is_drawn(show, small):
-    from segviz.tree import tree_data
+    from segviz.views.tree import tree_data
 
     root = small.nodes(1, 0)[:1]
     page = show(sv.View("tree", "x", tree_data(root, []), ""))

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import segviz as sv
-from segpo_core.record import Recorder
-from segviz.columns import rollout_columns
-from segviz.forensics import COLUMNS, forensics_data
-from tests.fake_run import hostile_row, long_row, write_run
+from segpo_core.record.store import Recorder
+from segviz.runs.columns import rollout_columns
+from segviz.views.forensics import COLUMNS, forensics_data
+from tests.fakes.fake_run import hostile_row, long_row, write_run
 
 pytestmark = pytest.mark.browser
 

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from segpo_core import policy
-from segpo_core.critic import ActorCritic
-from segpo_core.inputs import Prompts
-from segpo_core.logprobs import Head, backbone, gather, token_logprobs
-from tests import families
-from tests.test_generate import problems, sampler_of
+from segpo_core.policy import load
+from segpo_core.policy.critic import ActorCritic
+from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.logprobs import Head, backbone, gather, token_logprobs
+from tests.fakes import families
+from tests.sampling.test_generate import problems, sampler_of
 
 
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
 def setup(request, tmp_path_factory):
     """(family, model, processor, network with critic, prompts, rollouts)."""
     path = families.FAMILIES[request.param](tmp_path_factory.mktemp(request.param))
-    model, processor = policy.load_model(path), policy.load_processor(path)
-    network = ActorCritic(model, policy.suppressed_token_ids(model, processor), 0.8, critic="head")
+    model, processor = load.load_model(path), load.load_processor(path)
+    network = ActorCritic(model, load.suppressed_token_ids(model, processor), 0.8, critic="head")
     torch.nn.init.normal_(network.value_head.out.weight)
     prompts = Prompts.build(problems(request.param), processor, model.config)
     rollouts = sampler_of(model, processor, temperature=0.8, max_completion_length=12).groups(prompts, 2, (3,))
@@ -59,14 +59,14 @@ def test_line_05_a_pad_or_eos_id_inside_does_not_end_the_mask(setup):
     _, model, processor, network, prompts, rollouts = setup
     odd = rollouts.select(torch.arange(len(rollouts)))
     odd.completion_ids = odd.completion_ids.clone()
-    odd.completion_ids[:, 0] = policy.eos_token_ids(model, processor)[0]
+    odd.completion_ids[:, 0] = load.eos_token_ids(model, processor)[0]
     assert torch.equal(scores(network, prompts, odd).values != 0, rollouts.mask)
 
 
 def test_line_06_ids_are_kept_as_sampled(setup):
     """Texts are derived from ids and never encoded again: ids that do not survive a round trip stay."""
     _, model, processor, _, _, rollouts = setup
-    tokenizer = policy.get_tokenizer(processor)
+    tokenizer = load.get_tokenizer(processor)
     again = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in rollouts.texts]
     kept = [row[mask].tolist() for row, mask in zip(rollouts.completion_ids, rollouts.mask, strict=True)]
     assert again != kept, "random text should not survive; otherwise this test shows nothing"
@@ -75,7 +75,7 @@ def test_line_06_ids_are_kept_as_sampled(setup):
 
 def test_line_07_the_temperature_is_in_every_number(setup):
     _, model, processor, _, prompts, rollouts = setup
-    suppressed = policy.suppressed_token_ids(model, processor)
+    suppressed = load.suppressed_token_ids(model, processor)
     batch = prompts.batch(rollouts.group, "cpu")
     results = {}
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_line_14_a_batch_is_its_rows_one_by_one(setup):
 
 def test_line_15_placeholders_have_no_probability(setup):
     _, model, processor, _, prompts, rollouts = setup
-    suppressed = policy.suppressed_token_ids(model, processor)
+    suppressed = load.suppressed_token_ids(model, processor)
     head = Head(model, suppressed)
     logits = head(torch.randn(4, model.config.get_text_config().hidden_size))
     assert suppressed and (logits.softmax(-1)[:, suppressed] == 0).all()
@@ -139,7 +139,7 @@ def test_line_19_padding_columns_change_nothing(setup):
 def test_chunks_of_logits_change_neither_values_nor_gradients(setup, monkeypatch):
     """And no more than `MAX_LOGITS` logits are made at a time."""
     _, model, processor, *_ = setup
-    head = Head(model, policy.suppressed_token_ids(model, processor))
+    head = Head(model, load.suppressed_token_ids(model, processor))
     weight = head._linear[0].weight
     hidden = torch.randn(37, weight.shape[1], requires_grad=True)
     tokens = torch.randint(10, 50, (37,))
@@ -148,7 +148,7 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(setup, monkeypatch
     sizes = []
     forward = Head.forward
     monkeypatch.setattr(Head, "forward", lambda self, x: (sizes.append(x.shape[0]), forward(self, x))[1])
-    monkeypatch.setattr("segpo_core.logprobs.MAX_LOGITS", 8 * weight.shape[0])
+    monkeypatch.setattr("segpo_core.policy.logprobs.MAX_LOGITS", 8 * weight.shape[0])
     got, spread = token_logprobs(hidden, head, tokens, 0.9)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(spread, entropy)
@@ -159,7 +159,7 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(setup, monkeypatch
 
 def test_the_head_gives_the_model_s_own_logits(setup):
     _, model, processor, _, prompts, _ = setup
-    suppressed = policy.suppressed_token_ids(model, processor)
+    suppressed = load.suppressed_token_ids(model, processor)
     batch = prompts.batch([0], "cpu")
     with torch.no_grad():
         logits = model(**batch).logits[0, -1]

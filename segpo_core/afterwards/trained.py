@@ -1,0 +1,233 @@
+"""A trained policy as one can ask it: a run's checkpoint, or any model, with its processor, sampler and rewards."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load_file
+from torch import nn
+
+from segpo_core.algos import METHODS
+from segpo_core.config import TrainConfig, from_dict
+from segpo_core.policy.critic import ActorCritic
+from segpo_core.policy.load import (
+    eos_token_ids,
+    find_model,
+    get_tokenizer,
+    load_model,
+    load_processor,
+    suppressed_token_ids,
+)
+from segpo_core.record import store
+from segpo_core.sampling.generate import Sampler
+from segpo_core.tasks import load_task
+from segpo_core.tasks.rewards import load_reward
+from segpo_core.training import checkpoint, evaluate
+
+
+@dataclass
+class Policy:
+    """A policy as it can be asked: model, processor, sampler, and rewards where they are known."""
+
+    network: ActorCritic  #: the model, with the critic where the checkpoint has one
+    processor: Any
+    sampler: Sampler
+    name: str  #: what was loaded, in words
+    step: int | None = None  #: training steps behind it; None for a model that is no run's
+    reward_funcs: list[Callable] = field(default_factory=list)  #: TRL's signature; empty: no rewards
+    reward_weights: list[float] | None = None
+    no_rewards: str = "no reward functions were given"  #: why, where there are none
+
+    @property
+    def model(self) -> nn.Module:
+        return self.network.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def has_critic(self) -> bool:
+        return self.network.value_head is not None
+
+    @classmethod
+    def wrap(
+        cls,
+        model: nn.Module,
+        processor: Any,
+        *,
+        temperature: float = 1.0,
+        max_completion_length: int = 256,
+        critic: str | None = None,
+        name: str = "",
+        **facts: Any,
+    ) -> Policy:
+        """A policy of a model and its processor (or tokenizer) that are loaded already.
+
+        `critic` as in `ActorCritic`, `facts` are further fields.
+        """
+        suppressed = suppressed_token_ids(model, processor)
+        network = ActorCritic(model, suppressed, temperature, critic).to(model.device).eval()
+        sampler = Sampler(
+            model, get_tokenizer(processor), eos_token_ids(model, processor), suppressed, temperature,
+            max_completion_length,
+        )  # fmt: skip
+        return cls(network, processor, sampler, name or type(model).__name__, **facts)
+
+    @classmethod
+    def load(cls, path_or_run: Any, step: int | None = None, reward_funcs: Sequence[Callable] | None = None) -> Policy:
+        """The policy of a run, of one of its checkpoints, or any model directory.
+
+        Args:
+            path_or_run: a run directory or a `segviz` run; a checkpoint's or a model's directory (data/tiny-vlm).
+            step: of a run: its newest checkpoint at or before this step. Where all are later, the model that training
+                began with, if its directory is still there, else the oldest checkpoint; `Policy.step` says which.
+                None: the newest of all.
+            reward_funcs: default: the run's own.
+
+        Raises:
+            FileNotFoundError: there is nothing at the path, or the run has no checkpoint.
+            ValueError: not a model directory, or a step of something that is not a run.
+        """
+        path = Path(find_model(str(getattr(path_or_run, "path", path_or_run))))
+        given = list(reward_funcs) if reward_funcs is not None else None
+        if (path / "trainer.json").exists() and (path.parent.parent / "run.json").exists():
+            path, step = path.parent.parent, checkpoint.read_step(path)
+        if (path / "run.json").exists():
+            return cls._of_run(path, step, given)
+        if step is not None:
+            raise ValueError(f"{path} is no run (it has no run.json), so it has no step {step}; leave step out")
+        model = load_model(path, device=_device())
+        return cls.wrap(model, load_processor(path), name=f"the model {path}", reward_funcs=given or [])
+
+    @classmethod
+    def _of_run(cls, run: Path, step: int | None, reward_funcs: list[Callable] | None) -> Policy:
+        config, found = run_config(run), checkpoint.listed(run / "checkpoints")
+        if not found:
+            raise FileNotFoundError(
+                f"{run} has no checkpoint to ask: train it with save_steps > 0, or give the directory of a "
+                "model instead of the run"
+            )
+        before = [path for path in found if step is None or checkpoint.read_step(path) <= step]
+        origin = Path(find_model(config.model_name_or_path))
+        place = before[-1] if before else origin if (origin / "config.json").is_file() else found[0]
+        at = 0 if place == origin else checkpoint.read_step(place)
+        name = "the model that training began with" if place == origin else f"the checkpoint of step {at}"
+
+        source = origin if config.use_peft else place  # beside an adapter there is no model
+        model = load_model(source, config.dtype, device=_device())
+        if config.use_peft and place != origin:
+            model = PeftModel.from_pretrained(model, place).eval()
+        learnt = load_file(place / "critic.safetensors") if (place / "critic.safetensors").exists() else {}
+        critic = None if not learnt else "model" if any(k.startswith("value_backbone") for k in learnt) else "head"
+        why = ""
+        if reward_funcs is None:
+            try:
+                reward_funcs = run_rewards(config)
+            except (ValueError, OSError, ImportError) as error:  # the data set, or a module of rewards, is not here
+                reward_funcs, why = [], f"the run's reward functions cannot be loaded: {error}"
+        policy = cls.wrap(
+            model, load_processor(source), temperature=config.temperature,
+            max_completion_length=config.max_completion_length, critic=critic, name=name, step=at,
+            reward_funcs=reward_funcs, reward_weights=config.reward_weights, no_rewards=why,
+        )  # fmt: skip
+        if critic:
+            policy.network.load_state_dict(learnt, strict=False)
+        return policy
+
+    def rewards(self, example: Mapping[str, Any], texts: Sequence[str]) -> list[float | None]:
+        """Reward of each text as an answer to the example; None where there are no reward functions, or where the
+        example has no "answer" to judge by."""
+        if not texts or not self.reward_funcs or "answer" not in example:
+            return [None] * len(texts)
+        total, _ = evaluate.reward_texts(
+            self.reward_funcs, self.reward_weights, [dict(example)], [0] * len(texts), list(texts)
+        )
+        return total
+
+    def check(self, completion_ids: Sequence[int], text: str | None = None) -> None:
+        """Raise ValueError where the ids are not this policy's, or (as far as decoding tells) not those of `text`."""
+        size = self.model.config.get_text_config().vocab_size
+        if bad := [i for i in completion_ids if not 0 <= i < size]:
+            raise ValueError(
+                f"token id {bad[0]} is not in the vocabulary of {self.name} ({size} tokens): another model wrote this"
+            )
+        if never := sorted(set(completion_ids) & set(self.network.head.suppressed.tolist())):
+            token = self.sampler.tokenizer.convert_ids_to_tokens(never[0])
+            raise ValueError(
+                f"token id {never[0]} ({token!r}) pads, or stands for an image: it cannot be part of a completion"
+            )
+        if text is None:
+            return
+        decoded = self.sampler.tokenizer.decode(
+            list(completion_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if decoded.encode(errors="replace") != text.encode(errors="replace"):
+            raise ValueError(
+                f"the token ids read {decoded[:60]!r} in the vocabulary of {self.name}, but the recorded text begins "
+                f"with {text[:60]!r}: another tokenizer wrote this; use the policy that did"
+            )
+
+
+def run_config(directory: Path) -> TrainConfig:
+    """The settings of a run, from its manifest. For a method that is not the toolkit's, those of the run alone.
+
+    Raises:
+        SchemaError, ValueError: no run, or settings that are not known.
+    """
+    settings = dict(store.read_manifest(directory)["config"])
+    if settings.get("method", TrainConfig.method) not in METHODS:
+        known = {item.name for item in fields(TrainConfig)} - {"algo", "method"}
+        settings = {name: value for name, value in settings.items() if name in known}
+    return from_dict(settings, str(directory / "run.json"))
+
+
+def run_rewards(config: TrainConfig) -> list[Callable]:
+    """The reward functions that a run with these settings has."""
+    if config.reward_funcs:
+        return [load_reward(spec) for spec in config.reward_funcs]
+    return load_task(config.dataset, **config.dataset_args).reward_funcs
+
+
+def recorded_example(row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
+    """The problem behind a recorded rollout, as a task gives it: prompt, images, answer, id and further columns.
+
+    Args:
+        row: columns as in `store.ROLLOUT_SCHEMA`.
+        images: sha256 -> bytes of the file, or a PIL image.
+
+    Raises:
+        ValueError: an image of the row is missing or cannot be read, or the prompt was not recorded.
+    """
+    where = "step {}, group {}, sample {}".format(*(row.get(name) for name in ("step", "group", "sample")))
+    if not row.get("prompt"):
+        raise ValueError(f"rollout {where} has no recorded prompt, so nothing can be asked about it")
+    pictures = []
+    for sha in row.get("images") or []:
+        picture = images.get(sha)
+        if picture is None:
+            raise ValueError(
+                f"image {sha[:12]}… of rollout {where} is missing: put {sha}.png back into the run's images folder"
+            )
+        if not isinstance(picture, Image.Image):
+            try:
+                picture = Image.open(io.BytesIO(picture))
+                picture.load()
+            except (UnidentifiedImageError, OSError) as error:
+                raise ValueError(f"image {sha[:12]}… of rollout {where} cannot be read: {error}") from error
+        pictures.append(picture.convert("RGB"))
+    columns = json.loads(row.get("columns") or "{}")
+    example = {"prompt": json.loads(row["prompt"]), "images": pictures, "id": row.get("example_id") or where, **columns}
+    return example | {"answer": row.get("answer")}
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

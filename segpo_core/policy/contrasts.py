@@ -1,0 +1,141 @@
+"""What a completion owes to seeing, and its reasoning to what it saw: the two contrasts of SRPO (arXiv 2605.07274).
+
+Both come from the policy itself, on its own tokens, without gradient and without a second model. Each is one more
+scoring pass, over those completions only that have tokens to judge, and no further than the last of them.
+
+B completions, T tokens, P prompts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segpo_core.policy.corruptions import corrupt
+from segpo_core.policy.critic import ActorCritic
+from segpo_core.policy.inputs import Prompts
+from segpo_core.segments import PERCEPTION, REASONING, TAGS, role_ids
+from segpo_core.types import Rollouts, length_mask
+
+#: Last part of the name of the random streams of image corruption; a sampler's ends with a small number.
+CORRUPTION_STREAM = 2**31 + 1
+
+
+def contrasts(
+    network: ActorCritic,
+    examples: Sequence[Mapping[str, Any]],
+    prompts: Prompts,
+    rollouts: Rollouts,
+    processor: Any,
+    corruption: str = "blank",
+    stream: tuple[int, ...] = (0,),
+    first: int = 0,
+    batch_size: int = 16,
+    tags: Sequence[str] = TAGS,
+) -> tuple[Tensor | None, Tensor]:
+    """SRPO's d_t and c_t, each float32 [B, T], 0 wherever they are not defined.
+
+    d_t = logp(y_t | I, x, y_<t) − logp(y_t | Ĩ, x, y_<t) at perception tokens, Ĩ the corrupted images;
+    c_t = logp(y_t | I, x, y_<t) − logp(y_t | I, x, y_<t without P) at reasoning tokens, P the perception block.
+
+    What is taken out as P are the tokens of role perception, that is the block's content. Its tags stay, so that c_t
+    measures the missing evidence and not the unusual form; of a token that holds the end of a tag *and* content, the
+    tag's part goes too. Ids are cut out, never encoded again, and what follows moves up.
+
+    The policy's own log-probabilities are `rollouts.old_logprobs`, or one more pass where those are None.
+
+    Args:
+        network: the policy that sampled the completions.
+        examples, prompts: the same P problems, as they are and as model inputs; `rollouts.group` indexes both.
+        processor: makes model inputs of the corrupted images.
+        corruption: one of `corruptions.KINDS`.
+        stream, first: name of the random stream, such as (seed, step), and number of the first prompt within the step:
+            what is done to a prompt's images depends on these two alone ("other" also on the batch).
+        batch_size: completions in one forward pass.
+        tags: names of the perception, reasoning and answer tags.
+
+    Returns:
+        (d, c). d is None where no prompt has an image that can be corrupted, and NaN (not measured, unlike 0) at the
+        perception tokens of single prompts without images. Malformed completions have no roles: all 0.
+
+    Raises:
+        ValueError: unknown corruption, or "other" for a single prompt.
+    """
+    role, _ = role_ids(rollouts.pieces, rollouts.mask, tags)
+    perception, reasoning = role == PERCEPTION, role == REASONING
+    own = rollouts.old_logprobs
+    if own is None:
+        own = logprobs(network, prompts, rollouts, perception | reasoning, batch_size=batch_size)
+
+    d = None
+    spoiled = corrupted(examples, corruption, stream, first)
+    if spoiled is not None:
+        blind = Prompts.build(spoiled, processor, network.model.config)
+        images = torch.tensor([bool(example["images"]) for example in spoiled], device=role.device)
+        at = perception & images[rollouts.group, None]
+        d = torch.where(at, own - logprobs(network, blind, rollouts, at, batch_size=batch_size), 0.0)
+        d = d.masked_fill(perception & ~at, torch.nan)
+
+    at = reasoning & perception.any(dim=1, keepdim=True)  # from an empty block there is nothing to take out
+    without = logprobs(network, prompts, rollouts, at, cut=perception, batch_size=batch_size)
+    return d, torch.where(at, own - without, 0.0)
+
+
+def corrupted(
+    examples: Sequence[Mapping[str, Any]], kind: str, stream: tuple[int, ...], first: int = 0
+) -> list[dict[str, Any]] | None:
+    """The examples with corrupted images; None, with a notice, where there is no image to corrupt, or for "other" no
+    second prompt's to take its place. Arguments as `contrasts`."""
+    images: list[list[Image.Image]] = [list(example.get("images") or []) for example in examples]
+    illustrated = [p for p, own in enumerate(images) if own]
+    alone = kind == "other" and len(illustrated) == 1 and len(examples) > 1  # a single prompt is an error, of `corrupt`
+    if not illustrated or alone:
+        warnings.warn(
+            "no prompt of this batch has an image to corrupt: perception tokens have weight 1 before rescaling, and "
+            "SRPO goes by its reasoning contrast alone",
+            stacklevel=2,
+        )
+        return None
+    spoiled = []
+    for p, example in enumerate(examples):
+        rng = np.random.default_rng((*stream, first + p, CORRUPTION_STREAM))
+        donors = [image for q in illustrated if q != p for image in images[q]] if kind == "other" else []
+        changed = [
+            corrupt(image, kind, rng, donors[rng.integers(len(donors))] if donors else None) for image in images[p]
+        ]
+        spoiled.append({**example, "images": changed})
+    return spoiled
+
+
+@torch.no_grad()
+def logprobs(
+    network: ActorCritic,
+    prompts: Prompts,
+    rollouts: Rollouts,
+    at: Tensor,
+    cut: Tensor | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """log π of the tokens `at` (bool [B, T]), with the tokens `cut` (bool [B, T], none of `at`) taken out of the
+    completions: float32 [B, T], every number at its token's own place, 0 elsewhere."""
+    out = torch.zeros_like(rollouts.sampled_logprobs)
+    # The policy is causal: what comes after the last token asked for changes nothing and is left out.
+    keep = at.flip(1).cumsum(1).flip(1) > 0
+    if cut is not None:
+        keep &= ~cut
+    place = (~keep).int().argsort(dim=1, stable=True)  # of the kept tokens, in their order; then of the others
+    lengths = keep.sum(dim=1)
+    rows = at.any(dim=1).nonzero()[:, 0]
+    for part in rows.split(batch_size) if len(rows) else ():
+        width = int(lengths[part].max())
+        here, mask = place[part, :width], length_mask(lengths[part], width)
+        ids = rollouts.completion_ids[part].gather(1, here)
+        scores = network(prompts.batch(rollouts.group[part], mask.device), ids, mask)
+        out[part] = out[part].scatter(1, here, scores.logprobs)
+    return torch.where(at, out, 0.0)

@@ -1,0 +1,315 @@
+"""Load a policy: model, processor, LoRA adapter, reference, and the token ids that sampling must know.
+
+Any `AutoModelForImageTextToText` or `AutoModelForCausalLM` of transformers; nothing here needs torchvision.
+"""
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.video_processing_auto import get_video_processor_config
+from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING, MODALITY_TO_BASE_CLASS_MAPPING
+from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import VideoProcessorMixin
+
+from segpo_core.shipped import ROOT
+
+_SOURCE = ("cache_dir", "force_download", "token", "revision", "local_files_only", "trust_remote_code")
+
+_HUB_NAME = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+_VISION_WORDS = re.compile(r"image|img|video|vision|visual|audio|boi|eoi")
+
+
+class NoVideoProcessor(VideoProcessorMixin):
+    """Stands in for the video processor of an image model where torchvision is missing; refuses videos.
+
+    Processors such as those of Qwen2.5-VL, Qwen3-VL, SmolVLM and InternVL cannot be built without a video
+    processor, and every video processor of transformers needs torchvision, also when only images are
+    processed. The stored configuration is kept and written back unchanged, so that the saved processor loads
+    with torchvision as well.
+    """
+
+    num_frames = None  # read by SmolVLM's chat template
+    fps = None
+
+    def __init__(self, **config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "NoVideoProcessor":
+        return cls(**get_video_processor_config(pretrained_model_name_or_path, **kwargs))
+
+    def to_dict(self) -> dict[str, Any]:
+        return copy.deepcopy(self.config)
+
+    def __call__(self, videos: Any, **kwargs: Any) -> None:
+        raise ImportError("videos need torchvision (pip install torchvision); images work without it")
+
+
+@contextlib.contextmanager
+def video_stand_in() -> Iterator[None]:
+    """Where torchvision is missing, let transformers build and load processors with `NoVideoProcessor`.
+
+    Changes nothing with torchvision, and nothing outside the block.
+    """
+    if is_torchvision_available():
+        yield
+        return
+    loaders, bases = MODALITY_TO_AUTOPROCESSOR_MAPPING._MAPPING_NAMES, MODALITY_TO_BASE_CLASS_MAPPING
+    before = loaders["video_processor"], bases["video_processor"]
+    loaders["video_processor"] = (__name__, NoVideoProcessor.__name__)
+    # The type check of processors cannot resolve its own name for video processors without torchvision; this
+    # is their base class, and it can.
+    bases["video_processor"] = "ImageProcessingMixin"
+    try:
+        yield
+    finally:
+        loaders["video_processor"], bases["video_processor"] = before
+
+
+#: Prefix language models: they see the whole prompt both ways, which a completion appended to it would share.
+_PREFIX_MODELS = ("paligemma",)
+
+
+def find_model(name: str) -> str:
+    """A model's directory as given, or, if it is not there, relative to the toolkit's own checkout (data/tiny-vlm)."""
+    own = ROOT / name
+    return str(own) if not Path(name).exists() and own.exists() else name
+
+
+def load_config(path: str | Path, **kwargs: Any) -> PreTrainedConfig:
+    """Configuration of the model at `path`, a directory or a name on the Hugging Face hub.
+
+    Of `kwargs` only those that say where to read from are used (e.g. `revision`).
+
+    Raises:
+        FileNotFoundError: there is nothing at `path` and the hub has no such model either.
+        ValueError: `path` is not a model directory.
+    """
+    place, kwargs = Path(path), {name: kwargs[name] for name in _SOURCE if name in kwargs}
+    if not place.exists():
+        if not _HUB_NAME.match(str(path)):
+            raise FileNotFoundError(f"no model at {str(path)!r}: the path does not exist")
+        try:
+            return AutoConfig.from_pretrained(str(path), **kwargs)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"no model at {str(path)!r}: not a directory here, and not to be had from the hub ({error})"
+            ) from error
+    if not (place / "config.json").is_file():
+        adapter = (place / "adapter_config.json").is_file()
+        raise ValueError(
+            f"{str(path)!r} is not a model directory (it has no config.json); give "
+            + ("the base model of this LoRA adapter" if adapter else "a directory written by save_pretrained")
+        )
+    return AutoConfig.from_pretrained(str(path), **kwargs)
+
+
+def is_vision_config(config: PreTrainedConfig) -> bool:
+    """True when the model takes images, that is when it belongs to `AutoModelForImageTextToText`."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def load_processor(path: str | Path, **kwargs: Any) -> Any:
+    """The processor of a vision-language model, or the tokenizer of a text model.
+
+    `kwargs` go to `from_pretrained` (e.g. `revision`, `min_pixels`). Raises as `load_config`.
+    """
+    if not is_vision_config(load_config(path, **kwargs)):
+        return AutoTokenizer.from_pretrained(str(path), **kwargs)
+    with video_stand_in():
+        return AutoProcessor.from_pretrained(str(path), **kwargs)
+
+
+def load_model(
+    path: str | Path,
+    dtype: str | torch.dtype = "float32",
+    *,
+    device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+    use_peft: bool = False,
+    lora_r: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.0,
+    lora_target_modules: list[str] | str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Load a policy in evaluation mode without dropout, with a fresh LoRA adapter if `use_peft`.
+
+    The arguments are named as in TRL's `ModelConfig`; `dtype` is "auto" or a torch dtype or its name. Without
+    `lora_target_modules` the adapter sits on every linear layer of the language model, never on the vision
+    tower. `kwargs` go to `from_pretrained` (e.g. `revision`).
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_config`; also a model that does not read prompt and completion as one
+            sequence from left to right.
+    """
+    if isinstance(dtype, str) and dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype={dtype!r} is not a torch dtype; use 'auto', 'float32', 'bfloat16' or 'float16'")
+        dtype = getattr(torch, dtype)
+    config = load_config(path, **kwargs)
+    _check_supported(config)
+    auto = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
+    model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation=attn_implementation, **kwargs)
+    disable_dropout(model)
+    if use_peft:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora_r,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            target_modules=lora_target_modules or _language_linears(model),
+        )
+        model = get_peft_model(model, lora)
+    return model.to(device).eval()
+
+
+def _check_supported(config: PreTrainedConfig) -> None:
+    """Refuse models whose completions would be scored wrongly, which nothing later would notice."""
+    why = None
+    if config.model_type in _PREFIX_MODELS:
+        why = "it reads its prompt in both directions, and would read completions so when they are scored"
+    elif getattr(config, "is_encoder_decoder", False):
+        why = "it is an encoder-decoder model, whose completions do not follow their prompt in one sequence"
+    if why:
+        raise ValueError(
+            f"models of type {config.model_type!r} are not supported: {why}; choose a decoder-only language model or "
+            "vision-language model, such as Qwen2.5-VL, Gemma 3 or LLaVA"
+        )
+
+
+def _language_linears(model: nn.Module) -> list[str]:
+    """Names of the linear layers of the language model (without the output head)."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    linears = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    return [f"{prefix}.{name}" if prefix else name for name in linears]
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to zero, of modules and of attention: a sampled token must have the same
+    log-probability when it is scored, also in training mode (which gradient checkpointing needs)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):  # handed to functional dropout
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+# --- the reference policy ---
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper (`.module`), else the model itself."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
+def make_reference(model: nn.Module) -> nn.Module | None:
+    """A frozen copy of `model`, or None for a model with an adapter, which is its own reference."""
+    if hasattr(unwrap(model), "disable_adapter"):
+        return None
+    return copy.deepcopy(unwrap(model)).requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def reference_context(model: nn.Module, reference: nn.Module | None = None) -> Iterator[nn.Module]:
+    """The reference policy, no gradients: `reference` if given, else `model` with its adapter switched off.
+
+    Raises:
+        ValueError: neither a reference nor an adapter.
+    """
+    base = unwrap(model)
+    with torch.no_grad():
+        if reference is not None:
+            yield reference
+        elif hasattr(base, "disable_adapter"):
+            with base.disable_adapter():
+                yield model
+        else:
+            raise ValueError("the model has no adapter to switch off; pass reference=make_reference(model)")
+
+
+# --- what the tokens mean ---
+
+
+def get_tokenizer(processor: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer is returned as it is."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def _flat(*values: int | list[int] | None) -> list[int]:
+    flat = [v for value in values for v in (value if isinstance(value, list | tuple) else [value])]
+    return sorted({int(v) for v in flat if v is not None})
+
+
+def _end_of_turn(processor: Any) -> int | None:
+    """The added token that the chat template writes right after an assistant's message."""
+    tokenizer = get_tokenizer(processor)
+    text_part = "done" if processor is tokenizer else [{"type": "text", "text": "done"}]
+    messages = [{"role": role, "content": text_part} for role in ("user", "assistant")]
+    try:
+        text = processor.apply_chat_template(messages, tokenize=False)
+    except (ValueError, TypeError, TemplateError):  # no template, or one that wants other messages
+        return None
+    ids = tokenizer(text.rpartition("done")[2].lstrip(), add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def eos_token_ids(model: nn.Module, processor: Any) -> list[int]:
+    """Every token that ends a completion, sorted: those of generation config, config, text config and
+    tokenizer, and the chat template's end of turn. `processor` may be a tokenizer."""
+    config = unwrap(model).config
+    places = (getattr(unwrap(model), "generation_config", None), config, config.get_text_config())
+    ids = [getattr(place, "eos_token_id", None) for place in places]
+    return _flat(*ids, get_tokenizer(processor).eos_token_id, _end_of_turn(processor))
+
+
+def pad_token_id(config: PreTrainedConfig, processor: Any) -> int:
+    """The padding token: the tokenizer's, else the configuration's, else an end-of-sequence token."""
+    tokenizer, text = get_tokenizer(processor), config.get_text_config()
+    for value in (tokenizer.pad_token_id, text.pad_token_id, tokenizer.eos_token_id, text.eos_token_id):
+        if value is not None:
+            return _flat(value)[0]
+    raise ValueError("neither tokenizer nor config names a pad or EOS token; set tokenizer.pad_token")
+
+
+def suppressed_token_ids(model: nn.Module, processor: Any) -> list[int]:
+    """Tokens never to be sampled, sorted: padding (unless it ends a completion), image, video and vision
+    placeholders, and `generation_config.suppress_tokens`."""
+    model, tokenizer = unwrap(model), get_tokenizer(processor)
+    named = {**model.config.to_dict(), **tokenizer.special_tokens_map}
+    ids = [pad_token_id(model.config, processor), getattr(model.generation_config, "suppress_tokens", None)]
+    for name, value in named.items():
+        if _VISION_WORDS.search(name) and name.endswith(("token", "token_id", "token_index")):
+            ids.append(tokenizer.convert_tokens_to_ids(value) if isinstance(value, str) else value)
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.special and _VISION_WORDS.search(token.content):
+            ids.append(token_id)
+    vocabulary, eos = model.config.get_text_config().vocab_size, set(eos_token_ids(model, processor))
+    return [i for i in _flat(*ids) if i not in eos and i < vocabulary]
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Longest sequence (prompt + completion, in tokens) the model was made for; None if it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

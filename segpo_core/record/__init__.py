@@ -1,0 +1,13 @@
+"""The run directory: what training writes and everything else reads."""
+
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    # `segpo_core.record` was one module until 0.2: its names are still found here
+    if not name.startswith("__"):
+        module = import_module("segpo_core.record.store")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Completions from a policy: groups, chains, trees; prefixes are computed once."""

@@ -1,0 +1,1 @@
+"""The loop: collect, score, credit, update, record; checkpoints, evaluation, several processes."""

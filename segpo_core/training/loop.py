@@ -1,0 +1,347 @@
+"""The training loop: collect, score, credit, update, record; again.
+
+Every random stream is named by the seed and the step, micro-batches of a step are cut once, and dropout is off
+throughout, so a run that goes on from a checkpoint repeats, bit for bit on a CPU, the run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+
+from segpo_core import losses
+from segpo_core.algos.base import without_cut
+from segpo_core.config import TrainConfig
+from segpo_core.policy.contrasts import contrasts
+from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.load import (
+    eos_token_ids,
+    find_model,
+    get_tokenizer,
+    load_processor,
+    suppressed_token_ids,
+)
+from segpo_core.policy.sharding import optimizer_state, whole_state
+from segpo_core.record.rows import rollout_rows
+from segpo_core.record.store import Recorder, SchemaError, forget_after, image_digest, read_manifest
+from segpo_core.sampling.chains import RewardOf, estimate_values
+from segpo_core.sampling.generate import Sampler
+from segpo_core.sampling.nodes import node_rows
+from segpo_core.segments import TAGS, role_ids
+from segpo_core.tasks import load_task
+from segpo_core.tasks.rewards import load_reward
+from segpo_core.training import checkpoint, evaluate
+from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states
+from segpo_core.training.together import everyone, own_part, whole_batch
+from segpo_core.training.update import Learner, Micro, build_network
+from segpo_core.training.watch import Clock, Interrupt
+from segpo_core.types import Credit, Rollouts
+
+#: Ways to run that the update knows nothing of.
+UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        config: what to do.
+        task: problems, instead of the one that `config.dataset` names.
+        on_step: called on the main process after every step with (step, metrics, rollouts, credit); for step 0, the
+            evaluation before training, the last two are None.
+
+    Raises:
+        ValueError: a setting, a file or the run directory is not usable; said before any work starts.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Any = None,
+        on_step: Callable[[int, dict[str, float], Rollouts | None, Credit | None], None] | None = None,
+    ):
+        self.config, self.method, self.on_step = config, config.algo, on_step
+        self.directory = Path(config.output_dir)
+        self.accelerator = Accelerator(
+            cpu=config.cpu,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_dir=str(self.directory / "trackers"),
+            # A batch without an image, or a frozen tower, leaves parameters without a gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        if self.accelerator.distributed_type in UNKNOWN:
+            raise ValueError(
+                f"{self.accelerator.distributed_type.value} keeps the weights in its own way, and sampling here needs "
+                "them whole: launch with configs/accelerate/ddp.yaml or fsdp2.yaml; for a large model, use LoRA"
+            )
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.prompts_per_step = config.prompts_per_step(self.world)
+        start_from = self._claim_directory()
+        self.accelerator.wait_for_everyone()  # no process writes before all have looked
+        set_seed(config.seed)
+        self.task = task or load_task(config.dataset, **config.dataset_args)
+        self.reward_funcs = [load_reward(spec) for spec in config.reward_funcs] or self.task.reward_funcs
+        if config.reward_weights is not None and len(config.reward_weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"reward_weights has {len(config.reward_weights)} numbers for {len(self.reward_funcs)} reward functions"
+            )
+        self._load(start_from)
+        self.recorder = Recorder(self.directory, self.rank)
+        self.step = 0
+        if start_from is not None:
+            self.step = checkpoint.load_optimizer(start_from, self.learner.optimizer)
+            if self.accelerator.is_main_process:
+                forget_after(self.directory, self.step)
+        elif self.accelerator.is_main_process:
+            self.recorder.start(
+                config.to_dict(),
+                model=self._describe_model(),
+                method=self.method.name,
+                method_title=self.method.title,
+                seed=config.seed,
+                processes=self.world,
+                device=torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else "cpu",
+            )
+        if config.report_to != "none":
+            self.accelerator.init_trackers("segpo", config={k: str(v) for k, v in config.to_dict().items()})
+        self.accelerator.wait_for_everyone()
+        self.last: tuple[Rollouts | None, Credit | None] = (None, None)
+
+    # --- setting up ---------------------------------------------------------------------------------------------
+
+    def _claim_directory(self) -> Path | None:
+        """The checkpoint to go on from, or None for a new run.
+
+        Raises:
+            ValueError, FileNotFoundError: the directory holds another run, or nothing to resume.
+        """
+        manifest = self.directory / "run.json"
+        if self.config.resume:
+            read_manifest(self.directory)
+            return checkpoint.latest(self.directory / "checkpoints")
+        if manifest.exists():
+            raise ValueError(
+                f"{self.directory} already holds a run: resume it (--resume), or name another --output-dir; "
+                "nothing in it was touched"
+            )
+        if self.directory.exists() and any(self.directory.iterdir()):
+            raise SchemaError(f"{self.directory} is not empty and is not a run: name another --output-dir")
+        return None
+
+    def _load(self, start_from: Path | None) -> None:
+        config = self.config
+        self.processor = load_processor(find_model(config.model_name_or_path))
+        network, reference = build_network(config, self.processor, start_from)
+        self.learner = Learner(config, self.accelerator, network, reference)
+        self.network = self.learner.network
+        self.sampler = Sampler(
+            self.network.model,
+            get_tokenizer(self.processor),
+            eos_token_ids(self.network.model, self.processor),
+            suppressed_token_ids(self.network.model, self.processor),
+            config.temperature,
+            config.max_completion_length,
+        )
+
+    def _describe_model(self) -> dict[str, Any]:
+        model = self.network.model
+        trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        return {
+            "name": str(self.config.model_name_or_path),
+            "class": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters": trainable,
+        }
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Train to `max_steps`, or until Ctrl-C, which ends the step at hand and saves. Returns the run directory."""
+        config = self.config
+        with Interrupt() as interrupt:
+            if self.step == 0 and config.eval_steps:
+                self._publish(0, self.evaluate())
+            stopping = False
+            while self.step < config.max_steps and not stopping:
+                self.step += 1
+                metrics = self.train_step()
+                stopping = any(everyone([interrupt.asked]))  # Ctrl-C may reach processes in different steps
+                last = self.step == config.max_steps or stopping
+                if config.eval_steps and (self.step % config.eval_steps == 0 or last):
+                    metrics |= self.evaluate()
+                self._publish(self.step, metrics)
+                if last or (config.save_steps and self.step % config.save_steps == 0):
+                    self.save()
+        if self.world > 1:
+            self.learner.let_go()
+        self.accelerator.end_training()
+        return self.directory
+
+    def train_step(self) -> dict[str, float]:
+        """One step: sample, reward, score, credit, update, record. Returns its metrics, over all processes."""
+        clock = Clock()
+        examples, first = self.examples()
+        prompts = Prompts.build(examples, self.processor, self.network.model.config, self.config.max_prompt_length)
+        stream, computed = (self.config.seed, self.step), self.sampler.tokens_computed
+        rollouts = self.method.collect(self.sampler, prompts, self.config.num_generations, stream, first)
+        self.reward(rollouts, examples)
+        self.method.estimate(self.sampler, prompts, rollouts, self.reward_of(examples), stream, first)
+        computed = self.sampler.tokens_computed - computed
+        clock.lap("sample")
+        if rollouts.tree is not None:  # its credit needs no scores, and says which nodes are worth a pass
+            credit, everything = self.credit(rollouts, first)
+            micros = self.learner.tree_batches(rollouts, prompts, credit)
+        else:
+            micros = self.learner.micro_batches(rollouts, prompts, self.step)
+        self.learner.score(rollouts, micros)
+        if self.method.uses_contrasts:
+            rollouts.perception_contrast, rollouts.reasoning_contrast = contrasts(
+                self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
+                self.config.per_device_train_batch_size, self.method.tags,
+            )  # fmt: skip
+        clock.lap("score")
+        if rollouts.tree is None:
+            credit, everything = self.credit(rollouts, first)
+        clock.lap("credit")
+        recorded = bool(self.config.record_steps) and self.step % self.config.record_steps == 0
+        if recorded and getattr(self.method, "value_mc_states", 0):
+            self.sample_values(prompts, rollouts, everything, examples, first)
+            clock.lap("sample_values")
+        metrics = self.learner.update(rollouts, credit, micros, self.step)
+        clock.lap("update")
+        if recorded:
+            metrics |= self.record(rollouts, credit, micros, examples, first)
+        clock.lap("record")
+        whole = whole_batch(rollouts, first)
+        metrics |= describe(whole, everything, self.method.nodes(whole))
+        times = {f"time/{name}": seconds for name, seconds in clock.laps.items()} | {"time/step": clock.total}
+        metrics |= self.averaged(times)
+        metrics["time/tokens_per_second"] = int(whole.mask.sum()) / metrics["time/step"]
+        computed = sum(everyone([computed]))
+        kept = max(1, int(everything.loss_mask.sum()))  # the cost of what is learnt from: all that was sampled
+        metrics |= {"tokens_computed": computed, "tokens_computed_per_token_kept": computed / kept}
+        self.last = rollouts, credit
+        return metrics
+
+    # --- the parts of a step ------------------------------------------------------------------------------------
+
+    def examples(self) -> tuple[list[dict], int]:
+        """This process's problems of the step, and the number of its first one over all processes."""
+        first = self.rank * self.prompts_per_step
+        begin = (self.step - 1) * self.prompts_per_step * self.world + first
+        # Each seed trains on its own stretch of an unlimited split, and in its own order on a limited one.
+        offset = self.config.seed * 1_000_003
+        return [self.task.train(begin + i + offset) for i in range(self.prompts_per_step)], first
+
+    def reward(self, rollouts: Rollouts, examples: list[dict]) -> None:
+        """Fill in rewards, roles and ground truth."""
+        total, parts = evaluate.reward(self.task, self.reward_funcs, self.config.reward_weights, examples, rollouts)
+        rollouts.rewards = torch.tensor(total, dtype=torch.float32, device=rollouts.mask.device)
+        rollouts.reward_parts = parts
+        rollouts.truth = evaluate.inspect(self.task, examples, rollouts)
+        tags = getattr(self.method, "tags", TAGS)
+        rollouts.role_ids, rollouts.well_formed = role_ids(rollouts.pieces, rollouts.mask, tags)
+
+    def reward_of(self, examples: list[dict]) -> RewardOf:
+        """The rewards of further texts, for `Method.estimate`."""
+
+        def rewards(groups: list[int], texts: list[str]) -> list[float]:
+            total, _ = evaluate.reward_texts(self.reward_funcs, self.config.reward_weights, examples, groups, texts)
+            return [float("nan") if value is None else value for value in total]
+
+        return rewards
+
+    def credit(self, own: Rollouts, first: int) -> tuple[Credit, Credit]:
+        """The method's credit, less the tokens that the run leaves out of its loss: (of this process's own rollouts, of
+        those of all processes)."""
+        rollouts = whole_batch(own, first)
+        credit = self.method.credit(rollouts)
+        if self.config.mask_truncated_completions:
+            credit = without_cut(credit, rollouts)
+        return own_part(credit, own), credit
+
+    def sample_values(
+        self, prompts: Prompts, rollouts: Rollouts, everything: Credit, examples: list[dict], first: int
+    ) -> None:
+        """Fill in Monte Carlo values of some states in which the critic learns, to hold its own against."""
+        stream = self.config.seed, self.step
+        states = some_states(everything.value_mask, self.method.value_mc_states, stream)
+        own = own_part(dataclasses.replace(everything, value_mask=states), rollouts).value_mask
+        estimate_values(self.sampler, prompts, rollouts, own, CONTINUATIONS, self.reward_of(examples), stream, first)
+
+    def record(
+        self, rollouts: Rollouts, credit: Credit, micros: list[Micro], examples: list[dict], first: int
+    ) -> dict[str, float]:
+        """Write the rollouts, with what the updates did to them."""
+        new, ratio, clipped = self.learner.moved(rollouts, credit, micros)
+        digests, images = [], {}
+        for example in examples:
+            names = [image_digest(image) for image in example.get("images") or []]
+            images |= dict(zip(names, example.get("images") or [], strict=True))
+            digests.append(names)
+        ids = {"step": self.step, "method": self.method.name, "first_group": first}
+        nodes, node_ids = self.method.nodes(rollouts), None
+        if nodes is not None:
+            rows, node_ids = node_rows(nodes, rollouts, credit, **ids)
+            self.recorder.nodes(self.step, rows)
+        rows = rollout_rows(
+            rollouts, credit, examples, digests, **ids,
+            node_ids=node_ids, new_logprobs=new, ratio=ratio, clipped=clipped,
+        )  # fmt: skip
+        self.recorder.rollouts(self.step, rows, images)
+        # How far the step's updates moved the policy on its own tokens.
+        change = losses.kl(new, rollouts.logprobs, "k3")[rollouts.mask]
+        change = change[~change.isnan()]
+        parts = everyone([(float(change.sum()), len(change), self.recorder.failures)])
+        total, tokens, failures = (sum(column) for column in zip(*parts, strict=True))
+        return {"step_kl": total / tokens if tokens else float("nan"), "record/failures": float(failures)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy, the work shared by the processes."""
+        config = self.config
+        return evaluate.evaluate(
+            self.sampler, self.task, self.processor, self.reward_funcs, config.reward_weights, config.eval_size,
+            config.num_generations_eval, shard=(self.rank, self.world), max_prompt_length=config.max_prompt_length,
+            everyone=everyone,
+        )  # fmt: skip
+
+    # --- housekeeping -------------------------------------------------------------------------------------------
+
+    def averaged(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The mean over processes, name by name; the same names in each."""
+        if self.world == 1:
+            return metrics
+        names = sorted(metrics)
+        values = torch.tensor([metrics[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        # parts of both may lie in other processes
+        weights, moments = whole_state(self.network), optimizer_state(self.learner.optimizer)
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor,
+                {"method": self.method.name, "seed": self.config.seed, "model": str(self.config.model_name_or_path)},
+                self.config.save_total_limit,
+            )  # fmt: skip
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, step: int, metrics: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.recorder.metrics(step, metrics)
+        if self.config.report_to != "none":
+            self.accelerator.log(metrics, step=step)
+        if self.on_step and self.accelerator.is_main_process:
+            self.on_step(step, metrics, *self.last)
+
+
+def train(config: TrainConfig, **kwargs: Any) -> Path:
+    """Train as `config` says and return the run directory. Further arguments as `Trainer`."""
+    return Trainer(config, **kwargs).run()

@@ -1,0 +1,332 @@
+"""What learns: the network with its optimizer, and how a step's rollouts go through them.
+
+Rows are cut into micro-batches once a step; scoring and every update take the same ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from segpo_core import losses
+from segpo_core.config import TrainConfig
+from segpo_core.losses import LossType
+from segpo_core.policy import sharding
+from segpo_core.policy.critic import ActorCritic, Scores
+from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.load import find_model, load_model, make_reference, reference_context, suppressed_token_ids
+from segpo_core.sampling.packing import can_pack, pack
+from segpo_core.training import checkpoint
+from segpo_core.training.together import everyone
+from segpo_core.types import Credit, Rollouts
+
+log = logging.getLogger(__name__)
+
+#: A number about a micro-batch, and how many tokens it is about.
+Number = tuple[float, int]
+
+
+@dataclass
+class Micro:
+    """Some rows of a step's rollouts, as one forward pass takes them. Cut once a step, so that the scoring pass and
+    every update see the same shapes: before the first update, ratios are exactly 1."""
+
+    rows: Tensor  #: long [b]
+    prompts: dict[str, Tensor]
+    ids: Tensor  #: long [b, t], t the longest of these rows
+    mask: Tensor  #: bool [b, t], tokens that the pass scores
+    predictor: Tensor | None = None  #: packed trees: long [N], see packing.py; `prompts` is then all of the inputs
+
+    @property
+    def inputs(self) -> tuple:
+        """Arguments of the network."""
+        return self.prompts, self.ids, self.mask, self.predictor
+
+    def cut(self, values: Tensor) -> Tensor:
+        """These rows of a [B, T] tensor, as [b, t]."""
+        return values[self.rows, : self.ids.shape[1]]
+
+
+def build_network(
+    config: TrainConfig, processor: Any, start_from: Path | None = None
+) -> tuple[ActorCritic, ActorCritic | None]:
+    """The network to train, and its reference where the method's divergence needs one that is no adapter switched off.
+
+    Args:
+        config: what to train.
+        processor: the model's.
+        start_from: a checkpoint that holds the policy's weights; None: the model as it was.
+    """
+    source, dtype = find_model(config.model_name_or_path), getattr(torch, config.dtype)
+    if config.use_peft and start_from is not None:
+        model = PeftModel.from_pretrained(load_model(source, dtype), start_from, is_trainable=True).eval()
+    else:
+        model = load_model(
+            start_from or source,
+            dtype,
+            use_peft=config.use_peft,
+            lora_r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_target_modules=config.lora_target_modules,
+        )
+    suppressed = suppressed_token_ids(model, processor)
+    network = ActorCritic(model, suppressed, config.temperature, getattr(config.algo, "critic", None))
+    if start_from is not None:
+        checkpoint.load_critic(start_from, network)
+    if config.algo.beta == 0 or config.use_peft:
+        return network, None
+    origin = model if start_from is None else load_model(source, dtype)
+    return network, ActorCritic(make_reference(origin), suppressed, config.temperature)
+
+
+class Learner:
+    """The network, its optimizer and its reference.
+
+    Args:
+        config: what to do.
+        accelerator: wraps network and optimizer.
+        network, reference: as `build_network` gives them; moved to the accelerator's device.
+    """
+
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, network: ActorCritic, reference: ActorCritic | None = None
+    ):
+        self.config, self.method, self.accelerator = config, config.algo, accelerator
+        self.reference = None if reference is None else reference.to(accelerator.device)
+        network.to(accelerator.device)
+        self.sharded = sharding.wanted(accelerator)
+        if self.sharded:
+            sharding.shard(network, accelerator)
+        rate = config.learning_rate
+        on_head = getattr(self.method, "critic", None) == "head"
+        critic_rate = getattr(self.method, "critic_learning_rate", None) or (50 * rate if on_head else rate)
+        optimizer = torch.optim.AdamW(
+            network.groups(rate, critic_rate, config.weight_decay), betas=(0.9, config.adam_beta2)
+        )
+        self.peak_rates = [group["lr"] for group in optimizer.param_groups]
+        if self.sharded:
+            sharding.whole(network)
+            self.wrapped, self.optimizer = network, optimizer
+        else:
+            self.wrapped, self.optimizer = accelerator.prepare(network, optimizer)
+        self.network: ActorCritic = accelerator.unwrap_model(self.wrapped)
+
+    def let_go(self) -> None:
+        """Let go of DDP before the processes part: where its reducer holds the group last, a process may wait for ever
+        for a thread of gloo, which waits for Python."""
+        self.wrapped = self.network
+        self.accelerator.free_memory()
+        gc.collect()
+
+    # --- micro-batches --------------------------------------------------------------------------------------------
+
+    def tree_batches(self, rollouts: Rollouts, prompts: Prompts, credit: Credit) -> list[Micro]:
+        """Cut a step's trees into forward passes, of rows that teach something. Neighbours stay together: they share
+        what is before them. Every process makes the same number of passes, however large its trees became."""
+        packing, micros = can_pack(self.network.model, prompts), []
+        taught = credit.loss_mask.any(dim=1).nonzero()[:, 0]
+        for rows in taught.tensor_split(self.config.passes):
+            targets = credit.loss_mask
+            if len(rows) == 0:  # nothing is left for this pass: one without a token
+                rows, targets = torch.zeros(1, dtype=torch.long, device=taught.device), torch.zeros_like(targets)
+            if packing:
+                packed = pack(self.network.model, prompts, rollouts, targets, rows)
+                micros.append(Micro(packed.rows, packed.inputs, packed.ids, packed.mask, packed.predictor))
+            else:
+                real = rollouts.mask & targets.any()
+                micros.append(self.micro(rows, rollouts, prompts, real))
+        return micros
+
+    def micro(self, rows: Tensor, rollouts: Rollouts, prompts: Prompts, mask: Tensor) -> Micro:
+        """Some rows for one pass, cut to the longest of them."""
+        longest = int(rollouts.lengths[rows].max())
+        batch = prompts.batch(rollouts.group[rows], rows.device)
+        return Micro(rows, batch, rollouts.completion_ids[rows, :longest], mask[rows, :longest])
+
+    def micro_batches(self, rollouts: Rollouts, prompts: Prompts, step: int) -> list[Micro]:
+        """Cut a step's rows into forward passes. Several updates a step take them in random order, so that no update
+        sees whole groups only."""
+        order = torch.arange(len(rollouts))
+        if self.config.passes > self.config.gradient_accumulation_steps:
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+            order = torch.randperm(len(rollouts), generator=generator)
+        parts = order.to(rollouts.mask.device).split(self.config.per_device_train_batch_size)
+        return [self.micro(rows, rollouts, prompts, rollouts.mask) for rows in parts]
+
+    # --- scoring and updates --------------------------------------------------------------------------------------
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.config.passes // self.config.gradient_accumulation_steps * self.config.num_iterations
+
+    @torch.no_grad()
+    def score(self, rollouts: Rollouts, micros: list[Micro]) -> None:
+        """Old log-probabilities, values and reference log-probabilities, where they are needed.
+
+        With one update a step and no critic the policy's pass is left out: its log-probabilities are those of the
+        update's own forward pass, so the ratio is 1 by definition.
+        """
+        if self.method.uses_critic or self.updates_per_step > 1 or self.method.kl_in == "reward" and self.method.beta:
+            scores = self.forward_all(self.network, micros, rollouts)
+            # Tokens of a tree that teach nothing go through no pass; the sampler's numbers stand for them.
+            unscored = scores.logprobs.isnan()
+            rollouts.old_logprobs = torch.where(unscored, rollouts.sampled_logprobs, scores.logprobs)
+            rollouts.values = scores.values
+        if self.reference is not None:
+            rollouts.ref_logprobs = self.forward_all(self.reference, micros, rollouts).logprobs
+        elif self.method.beta > 0:
+            with reference_context(self.network.model):
+                rollouts.ref_logprobs = self.forward_all(self.network, micros, rollouts).logprobs
+
+    @torch.no_grad()
+    def forward_all(self, network: ActorCritic, micros: list[Micro], rollouts: Rollouts) -> Scores:
+        """A pass without gradient over all micro-batches, put back into [B, T]; NaN at tokens that no pass scores."""
+        everything = Scores(*(torch.where(rollouts.mask, torch.nan, 0.0) for _ in range(3)))
+        for micro in micros:
+            row, column = micro.mask.nonzero().unbind(1)
+            for whole, part in zip(everything, network(*micro.inputs), strict=True):
+                if part is not None:
+                    whole[micro.rows[row], column] = part[micro.mask]
+        return everything if network.value_head is not None else everything._replace(values=None)
+
+    def update(self, rollouts: Rollouts, credit: Credit, micros: list[Micro], step: int) -> dict[str, float]:
+        """All gradient steps of this step. Returns averages over them."""
+        factor = self.config.learning_rate_factor(step)
+        warming = step <= getattr(self.method, "critic_warmup_steps", 0)
+        for i, (group, peak) in enumerate(zip(self.optimizer.param_groups, self.peak_rates, strict=True)):
+            group["lr"] = 0.0 if warming and i == 0 else peak * factor
+        every = self.config.gradient_accumulation_steps
+        batches = [micros[i : i + every] for i in range(0, len(micros), every)]
+        totals: dict[str, list[float]] = {}
+        for _ in range(self.config.num_iterations):
+            for batch in batches:
+                for name, value in self.update_once(rollouts, credit, batch, step).items():
+                    totals.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in totals.items()} | {
+            "learning_rate": self.peak_rates[0] * factor
+        }
+
+    def update_once(self, rollouts: Rollouts, credit: Credit, batch: list[Micro], step: int) -> dict[str, float]:
+        """One gradient step over `batch`, whose micro-batches are parts of one loss."""
+        method, stats = self.method, []
+        normalizer = self.normalizer(credit.loss_mask, batch, method.loss_type)
+        value_normalizer = None
+        if credit.value_mask is not None:
+            value_normalizer = self.normalizer(credit.value_mask, batch, "token-mean")
+        for i, micro in enumerate(batch):
+            with self.syncing(i + 1 == len(batch)):
+                scores = self.wrapped(*micro.inputs)
+                loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
+                # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            stats.append(numbers)
+        stats = everyone(stats)
+        with sharding.split(self.network):
+            norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm or float("inf"))
+            norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            if norm == norm and norm != float("inf"):
+                self.optimizer.step()
+            else:
+                log.warning("step %d: the gradient is not finite; this update was skipped", step)
+            self.optimizer.zero_grad()
+        merged = {name: merge(name, [s[name] for s in stats]) for name in stats[0]}
+        return merged | {"grad_norm": norm, "skipped_updates": float(not (norm == norm and norm != float("inf")))}
+
+    def syncing(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are exchanged with the last of the micro-batches that make one update."""
+        if self.sharded:
+            self.network.set_requires_gradient_sync(last)
+        elif not last:
+            return self.accelerator.no_sync(self.wrapped)
+        return contextlib.nullcontext()
+
+    def loss(
+        self,
+        scores: Scores,
+        rollouts: Rollouts,
+        credit: Credit,
+        micro: Micro,
+        normalizer: Tensor,
+        value_normalizer: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Number]]:
+        """The loss of one micro-batch, and numbers about it."""
+        method = self.method
+        if rollouts.old_logprobs is None:  # one update a step: the old policy is this one
+            old = scores.logprobs.detach()
+        else:
+            old = micro.cut(rollouts.old_logprobs)
+        loss_mask = micro.cut(credit.loss_mask) & micro.mask
+        loss, stats = losses.policy_loss(
+            scores.logprobs,
+            old,
+            micro.cut(credit.advantages),
+            loss_mask,
+            level=method.importance_sampling_level,
+            segment_ids=micro.cut(credit.segment_ids),
+            epsilon=method.epsilon,
+            epsilon_high=method.epsilon_high,
+            delta=method.delta,
+            loss_type=method.loss_type,
+            normalizer=normalizer,
+            max_completion_length=self.config.max_completion_length,
+        )
+        tokens = int(stats.pop("tokens"))
+        numbers = {k: (float(v), tokens) for k, v in {"policy_loss": loss.detach(), **stats}.items()}
+        if method.beta > 0 and method.kl_in == "loss":
+            kl = losses.kl(scores.logprobs, micro.cut(rollouts.ref_logprobs), method.kl_estimator, loss_mask)
+            penalty = losses.aggregate(kl, loss_mask, method.loss_type, normalizer, self.config.max_completion_length)
+            loss = loss + method.beta * penalty
+        if credit.value_mask is not None:
+            value_loss, value_stats = losses.value_loss(
+                scores.values,
+                micro.cut(rollouts.values),
+                micro.cut(credit.returns),
+                micro.cut(credit.value_mask),
+                cliprange_value=method.cliprange_value,
+                normalizer=value_normalizer,
+            )
+            loss = loss + method.vf_coef * value_loss
+            states = int(value_stats["tokens"])
+            numbers |= {"value_loss": (float(value_loss.detach()), states)}
+            numbers |= {"value_clip_ratio": (float(value_stats["clip_ratio"]), states)}
+        return loss, numbers
+
+    @torch.no_grad()
+    def moved(self, rollouts: Rollouts, credit: Credit, micros: list[Micro]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the updates did to the rollouts' tokens, each [B, T]: (log-probabilities now; importance ratios at the
+        method's level; whether that ratio lies beyond the clip range on the side that clips)."""
+        method = self.method
+        new = self.forward_all(self.network, micros, rollouts).logprobs
+        level, segment_ids = method.importance_sampling_level, credit.segment_ids
+        ratio = losses.log_ratio(new, rollouts.logprobs, rollouts.mask, level, segment_ids).exp()
+        high = method.epsilon if method.epsilon_high is None else method.epsilon_high
+        clipped = ((ratio > 1 + high) & (credit.advantages > 0)) | (
+            (ratio < 1 - method.epsilon) & (credit.advantages < 0)
+        )
+        return new, ratio, clipped & credit.loss_mask
+
+    def normalizer(self, mask: Tensor, batch: list[Micro], loss_type: LossType) -> Tensor:
+        """What sums are divided by: the tokens, or the completions, of one update over all processes."""
+        number = sum(losses.count_items(micro.cut(mask) & micro.mask, loss_type) for micro in batch)
+        return self.accelerator.reduce(number.float(), "sum").clamp(min=1)
+
+
+def merge(name: str, numbers: list[Number]) -> float:
+    """One number from those of an update's micro-batches: parts of a loss add up, extremes stay, means weigh as much as
+    they have tokens."""
+    if name.endswith("_loss"):
+        return sum(value for value, _ in numbers)
+    numbers = [(value, tokens) for value, tokens in numbers if tokens] or [(value, 1) for value, _ in numbers]
+    if name.endswith(("/max", "/min")):
+        return (max if name.endswith("/max") else min)(value for value, _ in numbers)
+    return sum(value * tokens for value, tokens in numbers) / sum(tokens for _, tokens in numbers)

@@ -1,0 +1,1 @@
+"""Widgets for JupyterLab: look through a run, follow one that trains."""

@@ -1,0 +1,1 @@
+"""What several views share: the heading of a rollout, its tokens, its credit read by segments."""

@@ -1,0 +1,130 @@
+"""Columns of many rollouts as arrays, for statistics: from a run, or from rollouts that one has in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from segpo_core.record.store import read_rollouts
+from segviz.runs.rollout import Rollout
+from segviz.runs.run import Run, unreadable
+
+MOST = 4096  #: rollouts that are read of a long run, the latest ones
+
+Rollouts = Run | Rollout | Mapping[str, Any] | Iterable[Rollout | Mapping[str, Any]]
+Row = dict[str, Any]
+
+
+def rollout_columns(source: Rollouts, names: Sequence[str], steps: int | Iterable[int] | None = None) -> list[Row]:
+    """One dict a rollout with `names`, and step, group, sample and method. Lists of numbers are float arrays, NaN where
+    a value is null; None where the column was not recorded.
+
+    Args:
+        source: a run, a rollout, or several (mappings have the columns of `ROLLOUT_SCHEMA`).
+        names: columns of `ROLLOUT_SCHEMA`.
+        steps: of a run; default: all that are recorded and can be read, of a long run the latest `MOST` rollouts.
+
+    Raises:
+        TypeError: the source is none of these.
+        ValueError: there is no rollout, or a step is not recorded or cannot be read.
+    """
+    names = list(dict.fromkeys(["step", "group", "sample", "method", *names]))
+    if isinstance(source, Run):
+        return _of_run(source, names, steps)
+    if isinstance(source, (Rollout, Mapping)):
+        source = [source]
+    rows = []
+    for item in source:
+        row = item.row if isinstance(item, Rollout) else item
+        if not isinstance(row, Mapping):
+            raise TypeError(f"expected a run, or rollouts (from run.rollout, or mappings), got {type(item).__name__}")
+        rows.append({name: _plain(row.get(name)) for name in names})
+    if not rows:
+        raise ValueError("there are no rollouts to look at: pass a run with recorded steps, or at least one rollout")
+    return rows
+
+
+def spans(row: Row, total: int) -> np.ndarray:
+    """(start, end) of each segment in tokens, int [M, 2]: as recorded, else from `segment_ids`, else one for all."""
+    starts, ends, ids = (row.get(name) for name in ("segment_start", "segment_end", "segment_ids"))
+    if starts is not None and ends is not None and len(starts) == len(ends):
+        return np.stack([starts, ends], axis=1).astype(int)
+    cuts = np.flatnonzero(np.diff(ids)) + 1 if ids is not None and len(ids) == total else np.zeros(0, int)
+    edges = np.concatenate([[0], cuts, [total]])
+    return np.stack([edges[:-1], edges[1:]], axis=1) if total else np.zeros((0, 2), int)
+
+
+def whence(rows: Sequence[Row], source: Rollouts, asked: int | Iterable[int] | None = None) -> str:
+    """Which rollouts these are, in words: "steps 1 to 60, 3,840 rollouts"; with `source` and `asked` as they were given
+    to `rollout_columns`, also which steps of a run could not be read."""
+    steps = sorted({row["step"] for row in rows if row["step"] is not None})
+    span = "" if not steps else f"step {steps[0]}, " if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}, "
+    said = f"{span}{len(rows):,} rollout{'' if len(rows) == 1 else 's'}"
+    # of a long run the earlier steps were not looked at
+    first = steps[0] if len(rows) >= MOST else 0
+    lost = (
+        [s for s in source.steps if s >= first and s not in steps] if isinstance(source, Run) and asked is None else []
+    )
+    if lost:
+        said += f" (could not be read: step {', '.join(map(str, lost[:5]))}{', …' if len(lost) > 5 else ''})"
+    return said
+
+
+def _of_run(run: Run, names: list[str], steps: int | Iterable[int] | None) -> list[Row]:
+    recorded = run.steps
+    if not recorded:
+        raise ValueError(f"{run.path} has no recorded rollouts yet")
+    wanted = recorded if steps is None else [steps] if isinstance(steps, int) else list(steps)
+    if missing := [step for step in wanted if step not in recorded]:
+        raise ValueError(
+            f"{run.path} has no recorded rollouts of step {', '.join(map(str, missing))}; "
+            f"recorded steps: {', '.join(map(str, recorded))}"
+        )
+    parts: list[list[Row]] = []
+    torn: Exception | None = None
+    for step in sorted(wanted, reverse=True):
+        if steps is None and sum(map(len, parts)) >= MOST:
+            break
+        try:
+            table = read_rollouts(run.path, [step], names)
+        except pa.ArrowInvalid as error:
+            torn = pa.ArrowInvalid(unreadable(f"step {step} of {run.path}", error))
+            if steps is None:  # the others tell enough; `whence` says which is missing
+                continue
+            raise torn from error
+        columns = [_lists(table[name]) for name in names]
+        parts.append([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)])
+    rows = [row for part in reversed(parts) for row in part]
+    if not rows:
+        if torn:
+            raise torn
+        raise ValueError(f"{run.path} has no rollouts at step {', '.join(map(str, wanted))}")
+    return rows
+
+
+def _lists(column: pa.ChunkedArray) -> list:
+    """A column as Python values; lists of numbers as arrays, made without touching each number."""
+    if not _numeric(column.type):
+        return column.to_pylist()
+    lists = column.combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):  # a table without rows has no chunk
+        return []
+    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(float)
+    ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)).astype(int)
+    parts = np.split(flat, ends[:-1])
+    return [part if valid else None for part, valid in zip(parts, lists.is_valid().to_pylist(), strict=True)]
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and not pa.types.is_string(kind.value_type)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, bytes)) or value is None or not isinstance(value, (Sequence, np.ndarray)):
+        return value
+    if len(value) and isinstance(next((v for v in value if v is not None), None), str):
+        return list(value)
+    return np.array(value, dtype=float)

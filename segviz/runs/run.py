@@ -1,0 +1,346 @@
+"""Open a run directory and read it as a viewer needs it: lazily, while training may still be writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segpo_core.record.store import (
+    METRIC_SCHEMA,
+    ROLLOUT_SCHEMA,
+    SchemaError,
+    read_credit,
+    read_manifest,
+    read_nodes,
+    rollout_steps,
+    step_name,
+)
+from segviz.runs.rollout import Rollout
+from segviz.show.theme import method_label
+
+#: Columns that say what a rollout is without its token streams. `segment_*` lists are short.
+LIGHT = (
+    "step group sample method example_id answer reward finished answer_right perception_right reasoning_right "
+    "error_kind segment_end segment_advantage"
+).split()
+LIGHT_SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in LIGHT])
+
+#: When a file changed last, in ns, and its size.
+Stamp = tuple[int, int]
+
+
+class Series(NamedTuple):
+    """One metric over training: `values[i]` was recorded at `steps[i]`."""
+
+    steps: list[int]
+    values: list[float]
+
+
+class RolloutTable:
+    """A light table of rollouts, one row a completion. `where` narrows it, iteration gives dicts."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def where(self, test: Callable[[dict], bool] | None = None, **wanted: Any) -> RolloutTable:
+        """Rows that pass `test` and have the wanted values, e.g. `where(step=3, error_kind="perception")`.
+
+        A collection means "one of these", a callable is asked about the value.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        known = set(self.rows[0]) if self.rows else set(wanted)
+        if unknown := set(wanted) - known:
+            raise KeyError(f"no column {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
+
+        def fits(value: Any, want: Any) -> bool:
+            if callable(want):
+                return bool(want(value))
+            if isinstance(want, Collection) and not isinstance(want, str):
+                return value in want
+            return value == want
+
+        rows = [row for row in self.rows if all(fits(row[name], want) for name, want in wanted.items())]
+        return RolloutTable([row for row in rows if test(row)] if test else rows)
+
+    def to_arrow(self) -> pa.Table:
+        return pa.Table.from_pylist(self.rows)
+
+    def __repr__(self) -> str:
+        steps = sorted({row["step"] for row in self.rows})
+        span = f", steps {steps[0]} to {steps[-1]}" if steps else ""
+        return f"RolloutTable({len(self)} rollouts{span})"
+
+
+class Run:
+    """A run directory, read only. Nothing is kept that training could still change except what it wrote whole."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self._metric_files: dict[str, tuple[Stamp, list[tuple[int, str, float]]]] = {}
+        self._metrics: dict[str, Series] = {}
+        self._light: dict[int, tuple[dict[str, Stamp], list[dict[str, Any]]]] = {}
+        self._problems: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.method_label}, {len(self.steps)} recorded steps)"
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest.get("name") or self.path.resolve().name)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config = self.manifest.get("config")
+        return config if isinstance(config, dict) else {}
+
+    @property
+    def method(self) -> str:
+        """Name of the method, '' where neither run.json nor a rollout says it."""
+        for place in (self.manifest, self.config):
+            for key in ("method", "algorithm", "algo"):
+                found = place.get(key)
+                if isinstance(found, dict):
+                    found = found.get("name") or found.get("method")
+                if found:
+                    return str(found)
+        if self.steps:
+            methods = {row["method"] for row in self._step(self.steps[-1]) if row["method"]}
+            if len(methods) == 1:
+                return methods.pop()
+        return ""
+
+    @property
+    def method_label(self) -> str:
+        label = method_label(self.method)  # a method of one's own is known by its title
+        return str(self.manifest.get("method_title") or label) if label == self.method else label
+
+    @property
+    def model(self) -> str:
+        for key in ("model_name_or_path", "model", "policy"):
+            found = self.manifest.get(key) or self.config.get(key)
+            if found:
+                return str(found)
+        return ""
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps whose rollouts are recorded so far."""
+        return rollout_steps(self.path)
+
+    @property
+    def problems(self) -> list[str]:
+        """Files that could not be read, and recordings that the trainer says it lost."""
+        lost = self.metrics.get("record/failures")
+        notes = list(self._problems.values())
+        if lost and lost.values and lost.values[-1] > 0:
+            notes.append(f"The trainer could not record rollouts {int(lost.values[-1])} times.")
+        return notes
+
+    @property
+    def metrics(self) -> dict[str, Series]:
+        """Metric name -> steps and values, as recorded so far; the same object as long as no file changed. A file is
+        read once, and again only when it changed."""
+        there, known = self.files("metrics"), self._metric_files
+        if there == {name: stamp for name, (stamp, _) in known.items()}:
+            return self._metrics
+        for name in set(known) - set(there):
+            del known[name]
+        for name, stamp in there.items():
+            if name not in known or known[name][0] != stamp:
+                try:
+                    table = pq.read_table(self.path / "metrics" / name, schema=METRIC_SCHEMA)
+                except FileNotFoundError:  # a resumed run removes later steps
+                    continue
+                except (pa.ArrowException, OSError) as error:
+                    self._problems[name] = f"Metrics in {name} could not be read: {error}"
+                    known[name] = (stamp, [])
+                    continue
+                self._problems.pop(name, None)
+                columns = (table[key].to_pylist() for key in ("step", "name", "value"))
+                known[name] = (stamp, list(zip(*columns, strict=True)))
+        found: dict[str, Series] = {}
+        for name in sorted(known):
+            for step, metric, value in known[name][1]:
+                if value is not None:
+                    series = found.setdefault(metric, Series([], []))
+                    series.steps.append(step)
+                    series.values.append(value)
+        self._metrics = found
+        return found
+
+    @property
+    def rollouts(self) -> RolloutTable:
+        """Every rollout recorded so far, without its token streams."""
+        found: dict[int, dict[str, Stamp]] = {}
+        for name, stamp in sorted(self.files("rollouts").items()):
+            found.setdefault(int(name[5:11]), {})[name] = stamp
+        return RolloutTable([row for step, files in found.items() for row in self._step(step, files)])
+
+    def rollouts_at(self, step: int) -> RolloutTable:
+        """Rollouts of one step, without reading the others. Empty where nothing is recorded."""
+        return RolloutTable(self._step(step))
+
+    def rollout(self, step: int, group: int, sample: int) -> Rollout:
+        """One rollout, whole.
+
+        Raises:
+            KeyError: it is not recorded; the message says what is.
+            ArrowInvalid, OSError: it cannot be read.
+        """
+        if found := self._whole(step, group, [("sample", "=", sample)]):
+            return found[0]
+        raise KeyError(f"{self._recorded(step, group)}; there is no sample {sample}")
+
+    def group(self, step: int, group: int) -> list[Rollout]:
+        """Every completion of one prompt, whole, by sample number.
+
+        Raises:
+            KeyError: it is not recorded; the message says what is.
+            ArrowInvalid, OSError: it cannot be read.
+        """
+        if found := self._whole(step, group):
+            return sorted(found, key=lambda rollout: rollout.row["sample"])
+        raise KeyError(self._recorded(step, group))
+
+    def credits(self, step: int, group: int, sample: int) -> dict[str, Rollout]:
+        """One rollout under every method whose credit is known: as trained first, then what `segpo credit` computed.
+
+        Raises:
+            KeyError: the rollout is not recorded; the message says what is.
+        """
+        own = self.rollout(step, group, sample)
+        found = {own.row.get("method") or self.method: own}
+        for folder in sorted((self.path / "credit").glob("*/")):
+            try:
+                rows = read_credit(self.path, [folder.name], [step]).to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                self._problems[f"credit {folder.name} {step}"] = (
+                    f"Credit of {folder.name} at step {step} could not be read: {error}"
+                )
+                continue
+            for row in rows:
+                if (row["group"], row["sample"]) == (group, sample):
+                    found.setdefault(folder.name, own.judged(row))
+        return found
+
+    def _whole(self, step: int, group: int, more: Sequence[tuple] = ()) -> list[Rollout]:
+        """Rollouts of a group with all of their columns; of `more` pyarrow filters, those that pass."""
+        found = []
+        for path in sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet")):
+            try:
+                rows = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), *more]).to_pylist()
+            except pa.ArrowInvalid as error:
+                raise pa.ArrowInvalid(unreadable(path, error)) from error
+            shas = {sha for row in rows for sha in row.get("images") or []}
+            pictures = {sha: data for sha in shas if (data := self.image(sha)) is not None}
+            for row in rows:
+                images = {sha: pictures[sha] for sha in row.get("images") or [] if sha in pictures}
+                found.append(Rollout(row, images, self.name))
+        return found
+
+    def _recorded(self, step: int, group: int) -> str:
+        """What is recorded instead of a group or rollout that is not."""
+        if step not in self.steps:
+            steps = ", ".join(map(str, self.steps)) or "none yet"
+            return f"step {step} has no recorded rollouts in {self.path}; recorded steps: {steps}"
+        there = sorted((row["group"], row["sample"]) for row in self._step(step))
+        samples = [sample for g, sample in there if g == group]
+        if samples:
+            return f"step {step}, group {group} has samples {samples}"
+        return f"step {step} has no group {group}; its groups: {sorted({g for g, _ in there})}"
+
+    def nodes(self, step: int, group: int | None = None) -> list[dict[str, Any]]:
+        """Nodes of a step's trees or chains, of one group or of all, by group and number; columns as in
+        `segpo_core.record.store.NODE_SCHEMA`. Empty where none were recorded."""
+        try:
+            rows = read_nodes(self.path, [step]).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            self._problems[f"nodes {step}"] = f"Nodes of step {step} could not be read: {error}"
+            return []
+        rows = [row for row in rows if group is None or row["group"] == group]
+        return sorted(rows, key=lambda row: (row["group"], row["node"]))
+
+    def image(self, sha: str) -> bytes | None:
+        """The PNG of an image; None where it is missing."""
+        # the name comes from a file: a digest is all that may reach the file system
+        if not sha or not all(letter in "0123456789abcdef" for letter in sha):
+            return None
+        try:
+            return (self.path / "images" / f"{sha}.png").read_bytes()
+        except OSError:
+            return None
+
+    def files(self, kind: str) -> dict[str, Stamp]:
+        """Files of steps in a folder of the run ("metrics", "rollouts", …): name -> what tells whether one changed."""
+        found = {}
+        try:
+            with os.scandir(self.path / kind) as entries:
+                for entry in entries:
+                    if entry.name.startswith("step-") and entry.name.endswith(".parquet"):
+                        facts = entry.stat()
+                        found[entry.name] = (facts.st_mtime_ns, facts.st_size)
+        except (FileNotFoundError, NotADirectoryError):  # nothing recorded yet, or removed while looking
+            pass
+        return found
+
+    def _step(self, step: int, files: dict[str, Stamp] | None = None) -> list[dict[str, Any]]:
+        """Light rows of one step, of `files` where they are known already. Read again only when its files changed: a
+        resumed run writes steps anew."""
+        if files is None:
+            prefix = f"{step_name(step)}."
+            files = {name: s for name, s in sorted(self.files("rollouts").items()) if name.startswith(prefix)}
+        if step in self._light and self._light[step][0] == files:
+            return self._light[step][1]
+        try:
+            tables = [pq.read_table(self.path / "rollouts" / name, schema=LIGHT_SCHEMA) for name in files]
+        except (pa.ArrowException, OSError) as error:
+            self._problems[f"step {step}"] = f"Rollouts of step {step} could not be read: {error}"
+            return []
+        rows = pa.concat_tables(tables).to_pylist() if tables else []
+        for row in rows:
+            ends, credit = row.pop("segment_end") or [], row.pop("segment_advantage") or []
+            credit = [value for value in credit if value is not None]
+            row["tokens"] = ends[-1] if ends else None
+            row["segments"] = len(ends) or None
+            row["lowest"], row["highest"] = (min(credit), max(credit)) if credit else (None, None)
+            sees, right = row["perception_right"], row["answer_right"]
+            row["grounded"] = None if sees is None or right is None else sees and right
+        self._problems.pop(f"step {step}", None)
+        self._light[step] = (files, rows)
+        return rows
+
+
+def unreadable(path: str | Path, error: Exception) -> str:
+    """What to tell about a file that is no whole Parquet file."""
+    return (
+        f"{path} could not be read: {error} If it is being written or copied, try again in a moment; else it is "
+        "damaged, and the other steps can still be opened."
+    )
+
+
+def open(path: str | Path) -> Run:  # noqa: A001 - `sv.open` is what people will look for
+    """Open a run directory.
+
+    Raises:
+        SchemaError: it is not a run, or another version of the schema wrote it.
+    """
+    if not Path(path).is_dir():
+        raise SchemaError(f"{path} is not a run directory: there is no such folder")
+    return Run(path)

@@ -1,0 +1,1 @@
+"""One view, one place: its Python, script and style side by side."""

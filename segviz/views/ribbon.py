@@ -1,0 +1,152 @@
+"""The ribbon: a completion's tokens, coloured by their credit, cut where the method cut them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from segviz.parts.credit import (
+    blamed,
+    error_of,
+    key_of,
+    segment_credit,
+    signed,
+    trained,
+)
+from segviz.parts.heading import facts, pictures, prompt_of, verdict, where
+from segviz.parts.tokens import LONG, text_columns
+from segviz.runs.rollout import TOKEN_NUMBERS, Rollout
+from segviz.show.encode import escape, floats, pack
+from segviz.show.theme import level, method_label, rgba, symmetric_limit
+from segviz.show.view import View
+
+QUESTION = "Which segment broke this solution?"
+
+FALLBACK_TOKENS = 4000  #: tokens that the static fallback shows
+
+#: Name in the page -> column of the rollout.
+_FLOATS = {
+    "adv": "advantages", "val": "values", "ent": "entropy", "logp": "old_logprobs", "ratio": "ratio",
+    "weight": "weights", "ret": "returns", "ref": "ref_logprobs", "pc": "perception_contrast",
+    "rc": "reasoning_contrast",
+}  # fmt: skip
+_LEFT_OUT_WHEN_LONG = ("ref_logprobs", "perception_contrast", "reasoning_contrast", "token_ids")
+
+
+def ribbon(rollout: Rollout | Mapping[str, Any], title: str = QUESTION) -> View:
+    """The completion with its credit: segments, advantages, values, the first true error, every number on hover.
+
+    Args:
+        rollout: from `Run.rollout`, or a mapping with the columns of `ROLLOUT_SCHEMA` (missing ones are shown as
+            not recorded).
+    """
+    rollout = rollout if isinstance(rollout, Rollout) else Rollout(rollout)
+    data = ribbon_data(rollout, title) | {"pictures": pictures(rollout)}
+    return View("ribbon", title, data, _fallback(rollout, title))
+
+
+def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
+    """What the script needs to draw a ribbon, without the images' bytes."""
+    row, total = rollout.row, len(rollout.pieces)
+    limit = symmetric_limit(rollout.column("advantages") or [], trained(rollout))
+    return {
+        "kind": "ribbon",
+        "key": key_of(row),
+        "title": title,
+        "where": where(rollout),
+        "method": method_label(row.get("method")),
+        "verdict": verdict(rollout),
+        "facts": facts(rollout),
+        "prompt": prompt_of(rollout),
+        "error": error_of(rollout),
+        "blamed": blamed(rollout),
+        "limit": limit,
+        "rules": sorted({rule or "" for rule in rollout.segment_column("segment_rule") or []}),
+        "tokens": total,
+        "notices": _notices(rollout),
+        "pack": pack(_columns(rollout), "".join(rollout.pieces)),
+    }
+
+
+def _columns(rollout: Rollout) -> dict[str, np.ndarray]:
+    """Columns for the page. One that was not recorded is absent."""
+    total = len(rollout.pieces)
+    long = total > LONG
+    columns = text_columns(rollout) | {"seg_adv": floats(segment_credit(rollout), long)}
+    for name, source in (("seg_val", "segment_value"), ("seg_err", "segment_stderr")):
+        if (column := rollout.segment_column(source)) is not None:
+            columns[name] = floats(column, long)
+    if rules := rollout.segment_column("segment_rule"):
+        order = sorted({rule or "" for rule in rules})
+        columns["seg_rule"] = np.array([order.index(rule or "") for rule in rules], dtype=np.uint16)
+    for name, source in _FLOATS.items():
+        column = rollout.column(source)
+        if column is None and name == "logp":
+            column = rollout.column("sampled_logprobs")
+        if column is not None and not (long and source in _LEFT_OUT_WHEN_LONG):
+            columns[name] = floats(column, long)
+    for name, source in (("loss", "loss_mask"), ("clip", "clipped")):
+        if (column := rollout.column(source)) is not None:
+            columns[name] = np.array([2 if flag is None else int(flag) for flag in column], dtype=np.uint8)
+    if (column := rollout.column("role_ids")) is not None:
+        columns["role"] = np.array([255 if r is None or r < 0 else r for r in column], dtype=np.uint8)
+    if (column := rollout.column("token_ids")) is not None and not long:
+        ids = np.array([0 if item is None else item for item in column], dtype=np.uint32)
+        columns["id"] = ids if ids.max(initial=0) >= 2**16 else ids.astype(np.uint16)
+    return columns
+
+
+def _notices(rollout: Rollout) -> list[str]:
+    """What a reader should know before trusting the picture."""
+    notes = list(rollout.problems)
+    if not rollout.pieces:
+        return notes
+    if rollout.column("advantages") is None:
+        notes.append("No advantages are recorded: nothing is coloured.")
+    elif not any(trained(rollout)):
+        notes.append("No token of this rollout entered the loss.")
+    if not rollout.row.get("segment_start") and not rollout.row.get("segment_ids"):
+        notes.append("No segments are recorded: the completion is shown as a single one.")
+    if len(rollout.pieces) > LONG:
+        left = [name for name in _LEFT_OUT_WHEN_LONG if rollout.row.get(name) is not None]
+        tail = f"; without {', '.join(left)}" if left else ""
+        notes.append(f"Long rollout: numbers are rounded to 8 significant bits in this page{tail}.")
+    if bad := [n for n in TOKEN_NUMBERS if any(v is not None and math.isinf(v) for v in rollout.column(n) or [])]:
+        notes.append(f"There are infinite numbers in {', '.join(bad)}.")
+    return notes
+
+
+def _fallback(rollout: Rollout, title: str) -> str:
+    """Plain coloured spans, for a notebook viewer that runs no scripts."""
+    credit, in_loss = rollout.column("advantages"), trained(rollout)
+    limit = symmetric_limit(credit or [], in_loss)
+    error = error_of(rollout)
+    parts, shown = [], 0
+    marks = segment_credit(rollout)
+    for m, (start, end) in enumerate(rollout.segments):
+        if start >= FALLBACK_TOKENS:
+            break
+        told = "" if marks[m] is None else f" {signed(marks[m])}"
+        parts.append(f'<sup style="border-left:2px solid;padding-left:2px;font-size:.7em">{m + 1}{told}</sup>')
+        for t in range(start, min(end, FALLBACK_TOKENS)):
+            size = level(credit[t], limit) if credit and in_loss[t] and credit[t] is not None else 0
+            style = f"background:{rgba(size)};border-{'top' if size > 0 else 'bottom'}:{1 + abs(size) // 4}px solid"
+            style = style if size else ("" if in_loss[t] else "opacity:.6;border-bottom:1px dotted")
+            if error and error["start"] <= t < error["end"]:
+                style += ";text-decoration:underline wavy #b00d4c"
+            piece = rollout.pieces[t]
+            piece = piece if len(piece) <= 400 else f"{piece[:400]}… ({len(piece):,} characters)"
+            parts.append(f'<span style="{style}">{escape(piece)}</span>')
+            shown += 1
+    left = len(rollout.pieces) - shown
+    more = f"<p>… {left:,} more tokens: open the page that <code>.save(path)</code> writes.</p>" if left else ""
+    scale = f"Blue, bar above: up to +{limit:.3g}. Orange, bar below: down to −{limit:.3g}." if limit else ""
+    return (
+        f"<div><h3>{escape(title)}</h3><p>{escape(where(rollout))} · {escape(method_label(rollout.row.get('method')))}"
+        f"</p><p>{escape(' '.join(verdict(rollout)))}</p>"
+        f'<div dir="ltr" style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:2.1">'
+        f"{''.join(parts)}</div>{more}<p><small>{escape(scale)}</small></p></div>"
+    )

@@ -1,0 +1,183 @@
+"""Data sets as tasks: every form of a row, and errors that come before work starts and name the line."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from segpo_core.tasks import load_task
+from segpo_core.tasks.rewards import answer_reward, format_reward, math_reward
+
+COLOURS = [(255, 0, 0), (0, 0, 255)]
+
+
+def png(colour=COLOURS[0], mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).convert(mode).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for i, colour in enumerate(COLOURS):
+        (tmp_path / "images" / f"{i}.png").write_bytes(png(colour))
+    return tmp_path
+
+
+def jsonl(folder: Path, rows: list[dict], name: str = "data.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rows(n: int, **more) -> list[dict]:
+    return [{"prompt": f"What is {i} + 1?", "answer": i + 1} | more for i in range(n)]
+
+
+def test_text_only(folder: Path) -> None:
+    task = load_task(jsonl(folder, rows(20, level="easy", completions="x")), system_prompt="Think.")
+    assert (task.name, task.train_size, task.eval_size) == ("data", 18, 2)
+    assert task.train(3) == {
+        "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "What is 3 + 1?"}],
+        "images": [],
+        "answer": "4",
+        "id": "data/train/3",
+        "level": "easy",
+    }
+    assert task.train(18 + 3) == task.train(3) and task.eval(0)["id"] == "data/eval/18" and task.eval(2) == task.eval(0)
+    assert task.inspect(task.train(0), "x") is None
+
+
+def test_held_out_rows(folder: Path) -> None:
+    path = jsonl(folder, rows(10))
+    task = load_task(path, eval_rows=4)
+    seen = [{get(i)["answer"] for i in range(20)} for get in (task.train, task.eval)]
+    assert seen == [{str(i) for i in range(1, 7)}, {str(i) for i in range(7, 11)}]
+    task = load_task(path, eval_path=jsonl(folder, [{"prompt": "?", "answer": "x", "id": "other-1"}], "other.jsonl"))
+    assert (task.train_size, task.eval_size, task.eval(0)["id"]) == (10, 1, "other-1")
+    for n in (0, 10):
+        with pytest.raises(ValueError, match=f"eval_rows={n} are to be held out; at least one"):
+            load_task(path, eval_rows=n)
+
+
+@pytest.mark.parametrize("name", ["image", "images", "picture"])
+@pytest.mark.parametrize("value", ["images/1.png", ["images/1.png"], {"path": "images/1.png", "bytes": None}])
+def test_one_image(folder: Path, name: str, value: object) -> None:
+    settings = {"images_column": name} if name == "picture" else {}
+    task = load_task(jsonl(folder, rows(2, **{name: value})), **settings)
+    problem = task.train(0)
+    (image,) = problem["images"]
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == COLOURS[1]
+    text = {"type": "text", "text": "What is 0 + 1?"}
+    assert problem["prompt"] == [{"role": "user", "content": [{"type": "image"}, text]}]
+    assert set(problem) == {"prompt", "images", "answer", "id"}
+
+
+def test_several_images_in_their_places(folder: Path) -> None:
+    row = {"prompt": "Is <image> left of <image>?", "answer": "no", "images": ["images/0.png", "images/1.png"]}
+    task = load_task(jsonl(folder, [row, row | {"prompt": "Same?"}, row]), system_prompt="Look.")
+    problem = task.train(0)
+    assert [image.getpixel((0, 0)) for image in problem["images"]] == COLOURS
+    content = problem["prompt"][1]["content"]
+    assert [part.get("text", part["type"]) for part in content] == ["Is ", "image", " left of ", "image", "?"]
+    assert problem["prompt"][0] == {"role": "system", "content": [{"type": "text", "text": "Look."}]}
+    content = task.train(1)["prompt"][1]["content"]
+    assert [part.get("text", part["type"]) for part in content] == ["image", "image", "Same?"]
+
+
+def test_messages_as_prompt(folder: Path) -> None:
+    parts = [{"type": "text", "text": "What?"}, {"type": "image"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
+    row = {"prompt": messages, "answer": "red", "image": "images/0.png"}
+    task = load_task(jsonl(folder, [row, row]), system_prompt="not used: there is one")
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    assert task.train(0)["prompt"] == [system, {"role": "user", "content": parts}]
+
+
+def test_parquet(folder: Path) -> None:
+    image = {"bytes": png(COLOURS[1], "P"), "path": "x.png"}
+    data = [{"question": f"q{i}", "solution": "yes", "image": image} for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(data), folder / "data.parquet")
+    task = load_task(str(folder / "data.parquet"), prompt_column="question", answer_column="solution", eval_rows=2)
+    problem = task.eval(0)
+    assert problem["prompt"][0]["content"][1]["text"] == "q3" and problem["answer"] == "yes"
+    assert problem["images"][0].mode == "RGB" and problem["images"][0].getpixel((0, 0)) == COLOURS[1]
+    (folder / "data.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(ValueError, match="data.parquet cannot be read"):
+        load_task(str(folder / "data.parquet"))
+
+
+def test_saved_data_set(folder: Path) -> None:
+    images = [Image.open(io.BytesIO(png(colour))) for colour in COLOURS]
+    data = datasets.Dataset.from_list([{"prompt": "Colour?", "answer": "x", "images": images}] * 3)
+    data = data.cast_column("images", datasets.Sequence(datasets.Image()))
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(folder / "saved"))
+    task = load_task(str(folder / "saved"), eval_split="test")
+    assert (task.train_size, task.eval_size) == (3, 1)
+    assert [image.getpixel((0, 0)) for image in task.eval(0)["images"]] == COLOURS
+    with pytest.raises(ValueError, match="no split 'dev'; there are: train, test"):
+        load_task(str(folder / "saved"), eval_split="dev")
+
+
+def test_which_reward(folder: Path) -> None:
+    def reward(answer: object, **settings):
+        (func,) = load_task(jsonl(folder, rows(3, answer=answer)), **settings).reward_funcs
+        return func
+
+    assert reward(3) is math_reward and reward("\\sqrt{2}") is math_reward and reward("red") is answer_reward
+    assert reward(3, reward="format_reward") is format_reward
+    with pytest.raises(ValueError, match="unknown reward function 'nice'"):
+        reward(3, reward="nice")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a", "answer": 1}\n\n{"prompt": "b", "answer"\n', "data.jsonl, line 3 is not JSON"),
+        ('{"prompt": "a", "answer": 1}\n[1]\n', "data.jsonl, line 2 is not an object"),
+        ('{"prompt": "a", "answer": 1}\n\n{"prompt": "b"}\n', "data.jsonl, line 3 has no 'answer'"),
+        ('{"prompt": "a", "answer": null}\n', "data.jsonl, line 1 has no 'answer'"),
+        ('{"prompt": 5, "answer": 1}\n', "data.jsonl, line 1: 'prompt' is neither a text nor a list of messages"),
+        ('{"question": "a", "answer": 1}\n', r"has no column 'prompt'; it has: question, answer \(set prompt_column\)"),
+        ('{"prompt": "a", "answer": 1, "image": "none.png"}\n', "line 1, column 'image': .*none.png does not open"),
+        ('{"prompt": "<image>?", "answer": 1}\n', "line 1: 1 image places in 'prompt' for 0 images"),
+        ("\n", "data.jsonl has no rows"),
+        ('{"prompt": "a", "answer": 1}\n', "at least one row must be left"),
+    ],
+)
+def test_errors_before_work_starts(folder: Path, text: str, message: str) -> None:
+    (folder / "data.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_task(str(folder / "data.jsonl"))
+
+
+def test_images_that_do_not_open(folder: Path) -> None:
+    (folder / "images" / "cut.png").write_bytes(png()[:50])
+    (folder / "images" / "text.png").write_text("not an image")
+    for name in ("cut", "text"):
+        data = rows(3, image="images/0.png")
+        data[1]["image"] = f"images/{name}.png"
+        with pytest.raises(ValueError, match=rf"line 2, column 'image': the image .*{name}.png does not open"):
+            load_task(jsonl(folder, data))
+        # further down than what is looked at in advance: the same message when it is needed
+        task = load_task(jsonl(folder, data), checked_rows=1)
+        with pytest.raises(ValueError, match=rf"line 2, .*{name}.png does not open"):
+            task.train(1)
+
+
+def test_no_such_source(folder: Path) -> None:
+    with pytest.raises(ValueError, match="none.jsonl: there is no such file"):
+        load_task(str(folder / "none.jsonl"))
+    (folder / "data.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    with pytest.raises(ValueError, match="data.jsonl is not UTF-8"):
+        load_task(str(folder / "data.jsonl"))
+    with pytest.raises(ValueError, match="owner/no-such-data-set cannot be read"):
+        load_task("owner/no-such-data-set")

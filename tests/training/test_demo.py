@@ -1,0 +1,78 @@
+"""The demonstration as its user runs it, on the policy that ships; and that policy is what its card says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from segpo_core.cli import main
+from segpo_core.record import store
+from segpo_core.training import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def demo(folder: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "segpo_core.cli", "demo", "--no-app", "--eval-size", "32", *flags]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("method", ["sapo", "grpo"])
+def test_the_demo_trains_records_and_reports(tmp_path, method):
+    process = demo(tmp_path, "--max-steps", "2", "--method", method)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    run = tmp_path / "runs" / "demo"
+    rows = store.read_rollouts(run).to_pylist()
+    assert len(rows) == 128 and {row["method"] for row in rows} == {method}
+    kinds = {row["error_kind"] for row in rows if not row["answer_right"]}
+    assert {"perception", "reasoning"} <= kinds, "both kinds of error should be there to be seen"
+    for row in rows:
+        if row["error_start"] is not None:
+            assert 0 <= row["error_start"] < row["error_end"] <= len(row["token_ids"])
+    names = {m["name"] for m in store.read_metrics(run).to_pylist()}
+    assert {"eval/answer", "eval/perception", "eval/grounded", "train/grounded", "entropy"} <= names
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert ("SAPO (segment-aligned)" in page) == (method == "sapo") and "answer" in output and "perception" in output
+
+
+def test_ctrl_c_ends_the_demo_with_a_report(tmp_path):
+    process = demo(tmp_path, "--max-steps", "500")
+    run = tmp_path / "runs" / "demo"
+    deadline = time.monotonic() + 200
+    while not (run / "metrics" / "step-000001.parquet").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "Traceback" not in output, output
+    assert (run / "report.html").exists()
+    assert checkpoint.read_step(checkpoint.latest(run / "checkpoints")) < 500
+
+
+def test_a_second_demo_leaves_the_first_alone(tmp_path, monkeypatch):
+    from segpo_core.cli import _fresh
+
+    monkeypatch.chdir(tmp_path)
+    assert str(_fresh("runs/demo")) == "runs/demo"
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert str(_fresh("runs/demo")) != "runs/demo"
+
+
+def test_the_shipped_policy_is_imperfect_on_purpose(capsys):
+    assert main(["evaluate", "data/tiny-vlm", "--size", "64", "--samples", "4"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert 0.4 <= numbers["eval_sampled/answer"] <= 0.6
+    assert 0.65 <= numbers["eval_sampled/perception"] <= 0.95 and numbers["eval/perception"] > 0.9
+    assert numbers["eval_sampled/format"] > 0.95
+
+
+def test_report_of_something_that_is_no_run(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert "run.json" in capsys.readouterr().err

@@ -1,0 +1,139 @@
+"""A run that was killed and resumed is, bit for bit, the run that was never interrupted. With a real process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segpo_core.record import store
+from segpo_core.training import checkpoint
+from tests.fakes import families
+
+STEPS = 9
+
+
+def command(model: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "segpo_core.cli", "train", "--model-name-or-path", str(model), "--output-dir", str(out),
+        "--method", "sapo", "--max-steps", str(STEPS), "--num-generations", "4", "--per-device-train-batch-size", "8",
+        "--steps-per-generation", "2", "--max-completion-length", "10", "--learning-rate", "1e-3", "--save-steps", "2",
+        "--save-total-limit", "20", "--eval-steps", "3", "--eval-size", "4", "--cpu", *more,
+    ]  # fmt: skip
+
+
+def launch(*args, **kwargs) -> subprocess.Popen:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def no_torn_file(run: Path) -> None:
+    """Everything a reader can see is whole."""
+    for path in run.rglob("*.parquet"):
+        if not path.name.startswith("."):
+            pq.read_table(path)
+    for path in (run / "checkpoints").glob("step-*"):
+        load_file(path / "model.safetensors")
+        torch.load(path / "optimizer.pt", weights_only=True)
+
+
+def metrics(run: Path) -> dict:
+    rows = store.read_metrics(run).to_pylist()
+    return {(r["step"], r["name"]): r["value"] for r in rows if not r["name"].startswith("time/")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return families.llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def straight(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight") / "run"
+    finish(launch(model, out))
+    return out
+
+
+@pytest.mark.slow
+def test_sigkill_then_resume_is_bit_identical(model, straight, tmp_path):
+    out = tmp_path / "run"
+    for target in (3, 6):  # killed twice, at moments no one chose
+        process = launch(model, out, *(["--resume"] if target > 3 else []))
+        deadline = time.monotonic() + 200
+        while not (out / "metrics" / f"step-{target:06d}.parquet").exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the run did not get there"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        no_torn_file(out)
+    assert not (out / "metrics" / f"step-{STEPS:06d}.parquet").exists(), "it was killed before its end"
+    finish(launch(model, out, "--resume"))
+    no_torn_file(out)
+    mine, theirs = metrics(out), metrics(straight)
+    assert mine.keys() == theirs.keys() and {step for step, _ in mine} == set(range(STEPS + 1))
+    different = [
+        key for key in mine if mine[key] != theirs[key] and not (mine[key] != mine[key] and theirs[key] != theirs[key])
+    ]
+    assert not different
+    for path in checkpoint.listed(straight / "checkpoints"):
+        for name in ("model.safetensors", "critic.safetensors"):
+            a, b = load_file(path / name), load_file(out / "checkpoints" / path.name / name)
+            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), (path.name, name)
+    columns = [c for c in store.ROLLOUT_SCHEMA.names]
+    assert store.read_rollouts(out, columns=columns).equals(store.read_rollouts(straight, columns=columns))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_saves(model, tmp_path):
+    out = tmp_path / "run"
+    process = launch(model, out, "--max-steps", "1000")
+    while not (out / "metrics" / "step-000002.parquet").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    steps = sorted({step for step, _ in metrics(out)})
+    assert checkpoint.read_step(checkpoint.latest(out / "checkpoints")) == steps[-1] < 1000
+
+
+def test_a_failing_checkpoint_leaves_the_earlier_ones(model, tmp_path, monkeypatch):
+    """No space left: a clear error, nothing torn, earlier results whole."""
+    from segpo_core.algos import GRPO
+    from segpo_core.training.loop import Trainer
+    from tests.fakes.toy import ToyTask
+    from tests.training.test_loop import config_for
+
+    trainer = Trainer(
+        config_for(model, tmp_path / "run", GRPO(), max_steps=4, save_steps=1, save_total_limit=9), task=ToyTask()
+    )
+    save = torch.save
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run()
+    kept = checkpoint.listed(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in kept] == ["step-000001", "step-000002"]
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "no leftovers"
+    no_torn_file(tmp_path / "run")

@@ -1,0 +1,136 @@
+"""Two processes that share a batch do what one process does with all of it. With real processes, joined by gloo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate import DistributedType
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from segpo_core.algos import GRPO
+from segpo_core.record import store
+from segpo_core.training import checkpoint, loop
+from tests.fakes import families
+from tests.training.test_loop import config_for
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "accelerate"
+
+#: Flags of each method. Steps that look at the whole batch are among them.
+METHODS = {
+    "sapo": "--whiten --critic-learning-rate 1e-3 --eval-steps 2 --eval-size 1 --num-generations-eval 2".split(),
+    "grpo": "--scale-rewards batch --loss-type seq-mean-token-mean".split(),
+    "spo_tree": "--branch 2 2 --segment-tokens 3".split(),
+}
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return families.llava(tmp_path_factory.mktemp("llava"))
+
+
+def run(model: Path, out: Path, processes: int, *more: str, **variables: str) -> None:
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu2.yaml"), "-m"]
+    command = [
+        *launcher, "segpo_core.cli", "train", "--model-name-or-path", str(model), "--output-dir", str(out),
+        "--num-generations", "4", "--max-completion-length", "8", "--learning-rate", "1e-3", "--eval-steps", "0",
+        "--reward-funcs", "tests.fakes.toy:lucky_text", "--cpu", *more,
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, errors = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher passes it on, and after a while kills
+        _, errors = process.communicate(timeout=60)
+        pytest.fail(f"{processes} process(es) did not end: {errors}")
+    assert process.returncode == 0, errors
+    assert errors.count("recorded in") == 1, "one process speaks"
+
+
+def metrics(run: Path) -> dict[tuple[int, str], float]:
+    rows = store.read_metrics(run).to_pylist()
+    own = ("time/", "tokens_computed")  # the cost is a matter of batches
+    return {(r["step"], r["name"]): r["value"] for r in rows if not r["name"].startswith(own)}
+
+
+def same(one: Path, two: Path) -> None:
+    """The same rollouts, numbers and weights."""
+    names = ["step", "group", "sample", "token_ids", "example_id", "reward", "segment_ids", "loss_mask", "advantages"]
+    a, b = (
+        store.read_rollouts(run, columns=names).sort_by([(n, "ascending") for n in names[:3]]).to_pydict()
+        for run in (one, two)
+    )
+    assert {len(v) for v in a.values()} == {len(v) for v in b.values()} and set(b["step"]) == {1, 2}
+    for name in names[:-1]:
+        assert a[name] == b[name], name
+    assert len(list((two / "rollouts").glob("*.rank1.parquet"))) == 2
+    for x, y in zip(a["advantages"], b["advantages"], strict=True):
+        assert x == pytest.approx(y, abs=1e-5)
+    mine, theirs = metrics(two), metrics(one)
+    assert mine.keys() == theirs.keys() and theirs[1, "grad_norm"] > 0
+    for key, value in theirs.items():
+        assert mine[key] == pytest.approx(value, abs=1e-5, rel=1e-4, nan_ok=True), key
+    last = [checkpoint.latest(run / "checkpoints") for run in (one, two)]
+    files = [path.name for path in last[0].glob("*.safetensors")]
+    for file in files:
+        a, b = (load_file(path / file) for path in last)
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            if not name.endswith("k_proj.bias"):  # moves no softmax: its gradient is rounding, which Adam blows up
+                assert_close(b[name], value, atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_are_one(llava, tmp_path, method):
+    for processes in (1, 2):
+        size = ["--method", method, "--per-device-train-batch-size", str(8 // processes), "--max-steps", "2"]
+        run(llava, tmp_path / str(processes), processes, *METHODS[method], *size)
+    same(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_a_checkpoint(llava, tmp_path):
+    size = ["--method", "sapo", "--critic-learning-rate", "1e-3", "--per-device-train-batch-size", "4"]
+    run(llava, tmp_path / "two", 2, *size, "--max-steps", "1")
+    run(llava, tmp_path / "two", 2, *size, "--max-steps", "2", "--resume")
+    run(llava, tmp_path / "one", 1, *size[:-1], "8", "--max-steps", "2")
+    same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sapo --critic-learning-rate 1e-3", "grpo --use-peft"])
+def test_split_gradients_and_moments_change_nothing(llava, tmp_path, method):
+    """FSDP2, over a checkpoint, with two micro-batches an update: what one process does with all of it."""
+    size = ["--method", *method.split(), "--gradient-accumulation-steps", "2"]
+    parts = ["--per-device-train-batch-size", "2"]
+    run(llava, tmp_path / "two", 2, *size, *parts, "--max-steps", "1", ACCELERATE_USE_FSDP="true")
+    run(llava, tmp_path / "two", 2, *size, *parts, "--max-steps", "2", "--resume", ACCELERATE_USE_FSDP="true")
+    run(llava, tmp_path / "one", 1, *size, "--per-device-train-batch-size", "4", "--max-steps", "2")
+    same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("cpu2", DistributedType.MULTI_GPU), ("ddp", DistributedType.MULTI_GPU), ("fsdp2", DistributedType.FSDP)],
+)
+def test_launch_configs_are_what_accelerate_reads(name, kind):
+    path = CONFIGS / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind and config.num_processes > 1
+    assert config.use_cpu == (name == "cpu2")
+    assert f"accelerate launch --config_file configs/accelerate/{name}.yaml" in path.read_text()
+
+
+def test_ways_to_run_that_the_update_does_not_know_are_refused(llava, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match=r"needs them whole.*fsdp2\.yaml"):
+        loop.Trainer(config_for(llava, tmp_path / "run", GRPO()))
+    assert not (tmp_path / "run").exists()
