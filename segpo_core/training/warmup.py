@@ -54,11 +54,11 @@ class WarmupConfig:
 
     out_dir: str = "runs/tiny-vlm"
     """Directory to write; a model that is there is replaced."""
-    vision_steps: int = 200
+    vision_steps: int = 250
     """Steps of the first stage, in which the vision tower learns to name what is in each cell."""
-    steps: int = 1000
+    steps: int = 1100
     """Steps of the second stage, in which the whole model learns from correct demonstrations."""
-    careless_steps: int = 500
+    careless_steps: int = 700
     """Steps of the third stage, on demonstrations with mistakes in seeing and in reckoning; 0: a clean start, for which
     fewer steps leave more to learn."""
     seed: int = 0
@@ -346,11 +346,14 @@ def model_card(config: WarmupConfig, seconds: float, parameters: int, numbers: d
     command += [f"--careless-steps {config.careless_steps}", f"--seed {config.seed}"]
     command += [f"--batch-size {config.batch_size}", f"--learning-rate {config.learning_rate:g}"]
     command += [f"--threads {config.threads}"]
+    careless = Careless()
     demonstrations = (
-        "Of the last of them part are careless: a third to a half, by question kind, reckon by a wrong rule (the count "
-        "starts at one, the sum counts, the difference adds, the relation counts its own reference, the comparison "
-        "names the rarer), and a quarter describe one attribute of one object wrongly. So the policy knows right and "
-        "wrong ways, samples of one prompt differ, and reinforcement learning has something to decide."
+        "The last of them are careless. Three kinds of shape are taken for others (a green triangle for a blue one in "
+        f"{careless.lookalike[0]:.0%}, a medium square for a large one and a yellow circle for a red one in "
+        f"{careless.lookalike[1]:.0%}); of the 36 prices half are wrong in {careless.misprice[0]:.0%} and half in "
+        f"{careless.misprice[1]:.0%}; and {careless.believe_hint:.0%} conclude with the question's hint, whatever was "
+        "reckoned. So the policy knows right and wrong ways and often prefers the wrong one, samples of one prompt "
+        "differ, and reinforcement learning has something to decide."
         if config.careless_steps
         else "All demonstrations are right."
     )
@@ -392,7 +395,7 @@ anything else.
 - Model: LLaVA. Vision: SigLIP, patches of 16 (9 image tokens), width 128, 2 layers. Text: Qwen2, width 128, 4 layers,
   4 heads. Weights in float32, so that log-probabilities of sampler and trainer agree to the last digit.
 - Tokenizer: byte-level BPE, trained on the same synthetic text; one digit is one token.
-- Data: synthetic only, drawn and rendered by `segpo_core/tasks/shapes.py` (no outside data, no outside weights).
+- Data: synthetic only, drawn and rendered by `segpo_core/tasks/shapes/` (no outside data, no outside weights).
 - Output: `<perception> ... </perception><think> cell attribute value result, ... = result </think>` and
   `<answer> ... </answer>`.
 

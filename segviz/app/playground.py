@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from itertools import combinations, product
 from typing import Any
 
 import gradio as gr
@@ -45,7 +46,12 @@ SCENE = 48  #: pixels of a drawn scene, where the run's own task does not say an
 
 def _questions() -> dict[str, Question]:
     """Every question that the task can ask, by its text."""
-    found = []
+    found = [
+        Question("price", attribute, *pair, hint=str(hint))
+        for attribute, values in ATTRIBUTES.items()
+        for pair in [*product(values), *combinations(values, 2)]
+        for hint in range(10)
+    ]
     for attribute, values in ATTRIBUTES.items():
         found += [Question(kind, attribute, first) for kind in ("count", "sum") for first in values]
         found += [
@@ -93,7 +99,11 @@ class Playground:
         """What there is to choose from, and the limits."""
         kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for text, question in QUESTIONS.items():
-            kinds[question.kind].append(text)
+            if question.hint in (
+                "",
+                "7",
+            ):  # which one says nothing; ten times as many questions would only be in the way
+                kinds[question.kind].append(text)
         return {
             "sources": sources(self.shelf), "questions": list(kinds.items()), "cells": CELLS, "sizes": SIZES,
             "colours": COLOURS, "shapes": SHAPES, "corruptions": CORRUPTIONS, "most": MOST, "hottest": HOTTEST,

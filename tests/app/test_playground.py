@@ -471,7 +471,9 @@ def test_choices_and_pictures_of_scenes(address):
     status, _, body = get(address, "/segpo/api/play")
     told = json.loads(body)
     assert status == 200 and [one["run"] for one in told["sources"]] == ["mine", None]
-    assert sum(len(texts) for _, texts in told["questions"]) == len(QUESTIONS)
+    offered = [text for _, texts in told["questions"] for text in texts]
+    assert {text.partition(" Perhaps")[0] for text in offered} == {text.partition(" Perhaps")[0] for text in QUESTIONS}
+    assert len(offered) == len(set(offered)) < len(QUESTIONS) and set(offered) <= set(QUESTIONS)
     code = "&".join(f"{one['cell']}={one['size']}-{one['colour']}-{one['shape']}" for one in SCENE)
     status, _, body = get(address, f"/segpo/api/play/scene.png?{code}")
     assert status == 200 and Image.open(io.BytesIO(body)).tobytes() == render(scene(SCENE)).tobytes()

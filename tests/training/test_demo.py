@@ -30,7 +30,7 @@ def test_the_demo_trains_records_and_reports(tmp_path, method):
     assert process.returncode == 0, output
     run = tmp_path / "runs" / "demo"
     rows = store.read_rollouts(run).to_pylist()
-    assert len(rows) == 128 and {row["method"] for row in rows} == {method}
+    assert len(rows) == 64 and {row["method"] for row in rows} == {method}
     kinds = {row["error_kind"] for row in rows if not row["answer_right"]}
     assert {"perception", "reasoning"} <= kinds, "both kinds of error should be there to be seen"
     for row in rows:
@@ -68,8 +68,8 @@ def test_a_second_demo_leaves_the_first_alone(tmp_path, monkeypatch):
 def test_the_shipped_policy_is_imperfect_on_purpose(capsys):
     assert main(["evaluate", "data/tiny-vlm", "--size", "64", "--samples", "4"]) == 0
     numbers = json.loads(capsys.readouterr().out)
-    assert 0.4 <= numbers["eval_sampled/answer"] <= 0.6
-    assert 0.65 <= numbers["eval_sampled/perception"] <= 0.95 and numbers["eval/perception"] > 0.9
+    assert 0.2 <= numbers["eval_sampled/answer"] <= 0.4
+    assert 0.5 <= numbers["eval_sampled/perception"] <= 0.75 and numbers["eval/answer"] < 0.45
     assert numbers["eval_sampled/format"] > 0.95
 
 

@@ -83,7 +83,7 @@ def test_saved_and_loaded_it_is_the_same(fresh, tmp_path: Path) -> None:
 def test_tokenizer(processor) -> None:
     tokenizer = processor.tokenizer
     assert tokenizer.tokenize("a 12 red 3") == ["a", "Ġ1", "2", "Ġred", "Ġ3"]
-    words = ("topleft", "medium", "yellow", "triangle", "=", "-")
+    words = ("topleft", "medium", "yellow", "triangle", "=", "Perhaps")
     assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in words)
     assert all(tokenizer.tokenize(tag) == [tag] for tag in (*TAGS, PAD, END, SYSTEM, USER, ASSISTANT, IMAGE))
     special = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
@@ -175,9 +175,10 @@ def test_the_shipped_policy_sees_and_reckons_both_ways() -> None:
     model, processor = AutoModelForImageTextToText.from_pretrained(SHIPPED), AutoProcessor.from_pretrained(SHIPPED)
     assert sum(f.stat().st_size for f in SHIPPED.iterdir()) < 8e6
     numbers = measure(model, processor, 40, generations=4)
-    assert numbers["sampled/format"] > 0.9 and numbers["greedy/perception"] > 0.8
-    assert 0.3 < numbers["sampled/answer"] < 0.7 and numbers["mixed_groups"] > 0.3
-    assert numbers["sampled/perception_error"] > 0.02 and numbers["sampled/reasoning_error"] > 0.1
-    assert 35 < numbers["completion_tokens"] < 65
+    assert numbers["sampled/format"] > 0.9 and 0.5 < numbers["greedy/perception"] < 0.9
+    assert 0.15 < numbers["greedy/answer"] < 0.5, "it prefers wrong prices, and mistakes some shapes for others"
+    assert 0.2 < numbers["sampled/answer"] < 0.5 and numbers["mixed_groups"] > 0.5
+    assert numbers["sampled/perception_error"] > 0.2 and numbers["sampled/reasoning_error"] > 0.2
+    assert 50 < numbers["completion_tokens"] < 70
     card = (SHIPPED / "README.md").read_text()
     assert "| answer right |" in card and "400 held-out problems" in card
