@@ -71,7 +71,8 @@ class TrainConfig:
     temperature: float = 1.0
     """Of the sampling distribution; it is in every log-probability and entropy."""
     mask_truncated_completions: bool = False
-    """Leave cut completions out of the loss (their rewards still count in their group's statistics)."""
+    """Leave cut completions out of the policy's and the critic's loss (their rewards still count in their group's
+    statistics)."""
 
     max_steps: int = 100
     """Steps to train; one step is sample, score, credit, update."""

@@ -48,8 +48,9 @@ class Method(ABC):
     """One importance ratio a token, a segment (geometric mean) or a completion (geometric mean)."""
     beta: float = 0.0
     """Coefficient of the KL divergence from the reference model; 0 loads no reference."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """How the divergence is estimated from sampled tokens."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """How the divergence is estimated from sampled tokens; None: k3 in the loss, k1 in the reward, where the value of
+    the estimate is what teaches (k3's has next to none of k1's gradient there, and may point the other way)."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where the divergence enters: added to the loss, or taken off each token's reward."""
 
@@ -58,6 +59,11 @@ class Method(ABC):
             raise ValueError(f"epsilon {self.epsilon} and epsilon_high {self.epsilon_high} must not be negative")
         if self.beta < 0:
             raise ValueError(f"beta is {self.beta}: a KL coefficient must not be negative (0 turns it off)")
+
+    @property
+    def estimator(self) -> Literal["k1", "k2", "k3"]:
+        """`kl_estimator`, or its default for where the divergence enters."""
+        return self.kl_estimator or ("k1" if self.kl_in == "reward" else "k3")
 
     @property
     def uses_critic(self) -> bool:
@@ -113,7 +119,7 @@ class Method(ABC):
         """float32 [B, T], the divergence that, times `beta`, is taken off each token's reward; else None."""
         if self.kl_in != "reward" or self.beta == 0 or rollouts.ref_logprobs is None:
             return None
-        return losses.kl(rollouts.logprobs, rollouts.ref_logprobs, self.kl_estimator)
+        return losses.kl(rollouts.logprobs, rollouts.ref_logprobs, self.estimator)
 
 
 @dataclass(frozen=True)
@@ -125,16 +131,19 @@ class CriticMethod(Method):
     gamma: float = 1.0
     """Discount per step (token or segment)."""
     lam: float = 0.99
-    """GAE's lambda."""
+    """GAE's lambda, of the advantages."""
+    lam_value: float | None = None
+    """GAE's lambda of what the critic learns (VC-PPO, arXiv 2503.01491, takes 1: the return itself); None: lam."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     cliprange_value: float | None = None
     """How far a value may move from the old one before the value loss stops rewarding it; None: no clipping."""
     critic_learning_rate: float | None = None
-    """Learning rate of the critic's own parameters; None: fifty times the policy's for a head (it starts from nothing),
-    the policy's for a model."""
+    """Learning rate of the critic's own parameters, whatever the policy's is; None: 1e-4 for a head (it starts from
+    nothing), 1e-5 for a model."""
     critic_warmup_steps: int = 0
-    """Steps at the start in which only the critic's own parameters learn."""
+    """Value pretraining: steps at the start in which only the critic's own parameters learn, from what the policy that
+    the run starts with samples. The policy's weights and moments stay as they are."""
     value_mc_states: int = 0
     """States of a recorded step in which the critic is compared with the mean reward of 8 fresh continuations; 0: none.
     The undiscounted outcome, without KL terms: what the critic learns at gamma 1."""
@@ -143,10 +152,23 @@ class CriticMethod(Method):
         super().__post_init__()
         if self.value_mc_states < 0:
             raise ValueError(f"value_mc_states is {self.value_mc_states}: it must be at least 0")
+        for name in ("lam", "lam_value"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}: GAE's lambda lies between 0 and 1")
+        if self.critic_warmup_steps < 0:
+            raise ValueError(f"critic_warmup_steps is {self.critic_warmup_steps}: it must be at least 0")
 
     @property
     def uses_critic(self) -> bool:
         return True
+
+    @property
+    def critic_rate(self) -> float:
+        """`critic_learning_rate`, or its default for the kind of critic."""
+        if self.critic_learning_rate is not None:
+            return self.critic_learning_rate
+        return 1e-4 if self.critic == "head" else 1e-5
 
 
 def values_of(rollouts: Rollouts) -> Tensor:
@@ -179,8 +201,10 @@ def evenly(per_completion: Tensor, rollouts: Rollouts) -> Tensor:
 
 def without_cut(credit: Credit, rollouts: Rollouts) -> Credit:
     """The credit, with completions that were cut left out of the loss. Their advantages stay: they count in their
-    group. Of a tree's leaf, only what leads to no other leaf is left out."""
+    group. The critic does not learn from them either: their return is that of a text without its end. Of a tree's leaf,
+    only what leads to no other leaf is left out."""
     cut = rollouts.mask & ~rollouts.finished[:, None]
     if rollouts.node_ids is not None:
         cut &= rollouts.node_ids == rollouts.node_ids.gather(1, rollouts.lengths[:, None] - 1)
-    return replace(credit, loss_mask=credit.loss_mask & ~cut)
+    value_mask = None if credit.value_mask is None else credit.value_mask & ~cut
+    return replace(credit, loss_mask=credit.loss_mask & ~cut, value_mask=value_mask)

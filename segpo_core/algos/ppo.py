@@ -30,6 +30,8 @@ class PPO(CriticMethod):
         mask, known, values = rollouts.mask, judged(rollouts), values_of(rollouts)
         r = token_rewards(rewards_of(rollouts), mask, kl=self.reward_kl(rollouts), kl_coef=self.beta)
         advantages, returns = gae(r, values, mask, self.gamma, self.lam)
+        if self.lam_value is not None:
+            _, returns = gae(r, values, mask, self.gamma, self.lam_value)
         if self.whiten:
             advantages = torch.where(known, whiten(advantages, known), advantages)
         return Credit(

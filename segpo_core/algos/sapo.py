@@ -45,6 +45,8 @@ class SAPO(CriticMethod):
         z = entropy_topk(rollouts.entropy, mask, self.fraction)  # eq. 11
         r = token_rewards(rewards_of(rollouts), mask, kl=self.reward_kl(rollouts), kl_coef=self.beta)
         advantages, returns = segment_gae(r, values, z, self.gamma, self.lam, value_at=self.value_at)
+        if self.lam_value is not None:
+            _, returns = segment_gae(r, values, z, self.gamma, self.lam_value, value_at=self.value_at)
         if self.whiten:
             advantages = torch.where(known, whiten(advantages, known), advantages)
         if self.clamp is not None:

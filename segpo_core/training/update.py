@@ -108,11 +108,10 @@ class Learner:
         if self.sharded:
             sharding.shard(network, accelerator)
         rate = config.learning_rate
-        on_head = getattr(self.method, "critic", None) == "head"
-        critic_rate = getattr(self.method, "critic_learning_rate", None) or (50 * rate if on_head else rate)
-        optimizer = torch.optim.AdamW(
-            network.groups(rate, critic_rate, config.weight_decay), betas=(0.9, config.adam_beta2)
-        )
+        critic_rate = getattr(self.method, "critic_rate", rate)
+        groups = network.groups(rate, critic_rate, config.weight_decay)
+        self.policy_parameters = groups[0]["params"]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, config.adam_beta2))
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         if self.sharded:
             sharding.whole(network)
@@ -202,9 +201,8 @@ class Learner:
     def update(self, rollouts: Rollouts, credit: Credit, micros: list[Micro], step: int) -> dict[str, float]:
         """All gradient steps of this step. Returns averages over them."""
         factor = self.config.learning_rate_factor(step)
-        warming = step <= getattr(self.method, "critic_warmup_steps", 0)
-        for i, (group, peak) in enumerate(zip(self.optimizer.param_groups, self.peak_rates, strict=True)):
-            group["lr"] = 0.0 if warming and i == 0 else peak * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
         every = self.config.gradient_accumulation_steps
         batches = [micros[i : i + every] for i in range(0, len(micros), every)]
         totals: dict[str, list[float]] = {}
@@ -217,12 +215,14 @@ class Learner:
         }
 
     def update_once(self, rollouts: Rollouts, credit: Credit, batch: list[Micro], step: int) -> dict[str, float]:
-        """One gradient step over `batch`, whose micro-batches are parts of one loss."""
+        """One gradient step over `batch`, whose micro-batches are parts of one loss. No step where they have nothing to
+        teach: weight decay and old moments would move the weights all the same."""
         method, stats = self.method, []
-        normalizer = self.normalizer(credit.loss_mask, batch, method.loss_type)
-        value_normalizer = None
+        items = self.items(credit.loss_mask, batch, method.loss_type)
+        normalizer, value_normalizer = items.clamp(min=1), None
         if credit.value_mask is not None:
-            value_normalizer = self.normalizer(credit.value_mask, batch, "token-mean")
+            states = self.items(credit.value_mask, batch, "token-mean")
+            value_normalizer, items = states.clamp(min=1), items + states
         for i, micro in enumerate(batch):
             with self.syncing(i + 1 == len(batch)):
                 scores = self.wrapped(*micro.inputs)
@@ -231,11 +231,16 @@ class Learner:
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             stats.append(numbers)
         stats = everyone(stats)
+        warming = step <= getattr(method, "critic_warmup_steps", 0)
         with sharding.split(self.network):
+            if warming:
+                for parameter in self.policy_parameters:
+                    parameter.grad = None
             norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm or float("inf"))
             norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             if norm == norm and norm != float("inf"):
-                self.optimizer.step()
+                if items > 0:
+                    self.optimizer.step()
             else:
                 log.warning("step %d: the gradient is not finite; this update was skipped", step)
             self.optimizer.zero_grad()
@@ -283,7 +288,7 @@ class Learner:
         tokens = int(stats.pop("tokens"))
         numbers = {k: (float(v), tokens) for k, v in {"policy_loss": loss.detach(), **stats}.items()}
         if method.beta > 0 and method.kl_in == "loss":
-            kl = losses.kl(scores.logprobs, micro.cut(rollouts.ref_logprobs), method.kl_estimator, loss_mask)
+            kl = losses.kl(scores.logprobs, micro.cut(rollouts.ref_logprobs), method.estimator, loss_mask)
             penalty = losses.aggregate(kl, loss_mask, method.loss_type, normalizer, self.config.max_completion_length)
             loss = loss + method.beta * penalty
         if credit.value_mask is not None:
@@ -315,10 +320,10 @@ class Learner:
         )
         return new, ratio, clipped & credit.loss_mask
 
-    def normalizer(self, mask: Tensor, batch: list[Micro], loss_type: LossType) -> Tensor:
+    def items(self, mask: Tensor, batch: list[Micro], loss_type: LossType) -> Tensor:
         """What sums are divided by: the tokens, or the completions, of one update over all processes."""
         number = sum(losses.count_items(micro.cut(mask) & micro.mask, loss_type) for micro in batch)
-        return self.accelerator.reduce(number.float(), "sum").clamp(min=1)
+        return self.accelerator.reduce(number.float(), "sum")
 
 
 def merge(name: str, numbers: list[Number]) -> float:

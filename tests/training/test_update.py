@@ -1,0 +1,112 @@
+"""What one update changes, and what it leaves alone."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from segpo_core.advantages import gae
+from segpo_core.algos import GRPO, PPO, SAPO
+from segpo_core.algos.base import without_cut
+from segpo_core.training.loop import Trainer
+from tests.algos.test_bad_method_input import batch
+from tests.fakes import families
+from tests.fakes.toy import ToyTask
+from tests.training.test_loop import config_for, weights
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return families.llama(tmp_path_factory.mktemp("llama"))
+
+
+def trainer_for(model, out, algo, **changes) -> Trainer:
+    return Trainer(config_for(model, out, algo, **changes), task=ToyTask(images=False))
+
+
+@pytest.mark.parametrize("algo", [GRPO(), SAPO(critic="model")], ids=["grpo", "critic"])
+def test_a_step_with_nothing_to_learn_after_one_with_something(llama, tmp_path, algo):
+    """Neither weight decay nor the moments of the step before move a weight."""
+
+    class Once(type(algo)):
+        steps = 0
+
+        def credit(self, rollouts):
+            credit = super().credit(rollouts)
+            type(self).steps += 1
+            if self.steps == 1:
+                return credit
+            none = torch.zeros_like(credit.loss_mask)
+            return dataclasses.replace(credit, loss_mask=none, value_mask=None if credit.value_mask is None else none)
+
+    once = Once(**dataclasses.asdict(algo))
+    trainer = trainer_for(llama, tmp_path / "run", once, max_steps=2, weight_decay=0.1)
+    first = weights(trainer)
+    trainer.step = 1
+    trainer.train_step()
+    after, moments = weights(trainer), repr(trainer.learner.optimizer.state_dict()["state"])
+    assert any(not torch.equal(first[name], after[name]) for name in first)
+    trainer.step = 2
+    trainer.train_step()
+    assert all(torch.equal(value, after[name]) for name, value in weights(trainer).items())
+    assert repr(trainer.learner.optimizer.state_dict()["state"]) == moments
+
+
+@pytest.mark.parametrize("critic", ["head", "model"])
+def test_value_pretraining_leaves_no_moments_of_the_policy(llama, tmp_path, critic):
+    algo = PPO(critic=critic, critic_warmup_steps=1)
+    trainer = trainer_for(llama, tmp_path / "run", algo, weight_decay=0.1)
+    before = weights(trainer)
+    trainer.run()
+    changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("value_") for name in changed)
+    policy = {id(p) for p in trainer.learner.policy_parameters}
+    assert not [p for p in trainer.learner.optimizer.state if id(p) in policy]
+
+
+@pytest.mark.parametrize(("critic", "rate"), [("head", 1e-4), ("model", 1e-5)])
+def test_the_critics_rate_does_not_hang_on_the_policys(llama, tmp_path, critic, rate):
+    for i, learning_rate in enumerate((1e-6, 1e-3)):
+        algo = SAPO(critic=critic)
+        trainer = trainer_for(llama, tmp_path / f"run{i}", algo, learning_rate=learning_rate)
+        assert trainer.learner.peak_rates == [learning_rate, rate]
+    assert SAPO(critic=critic, critic_learning_rate=0.5).critic_rate == 0.5
+
+
+def test_the_divergence_in_the_reward_is_k1_unless_told_otherwise():
+    rollouts = batch([3, 2], [1.0, 0.0])
+    rollouts.ref_logprobs = rollouts.sampled_logprobs - 0.25
+    for told, expected in ((None, 0.25), ("k2", 0.25**2 / 2)):
+        taken = SAPO(beta=0.1, kl_in="reward", kl_estimator=told).reward_kl(rollouts)
+        torch.testing.assert_close(taken[rollouts.mask], torch.full((5,), expected))
+    assert SAPO(kl_in="loss").estimator == "k3" and SAPO(kl_in="loss", kl_estimator="k1").estimator == "k1"
+
+
+def test_what_was_cut_leaves_the_critics_loss_too():
+    rollouts = batch([3, 2], [1.0, 0.0])
+    rollouts.finished = torch.tensor([True, False])
+    credit = without_cut(PPO().credit(rollouts), rollouts)
+    assert credit.value_mask[0].any() and not credit.value_mask[1].any() and not credit.loss_mask[1].any()
+    assert without_cut(GRPO().credit(rollouts), rollouts).value_mask is None
+
+
+@pytest.mark.parametrize("method", [PPO(whiten=False, lam=0.9, lam_value=1.0), SAPO(lam=0.9, lam_value=1.0)])
+def test_the_critic_may_have_a_lambda_of_its_own(method):
+    """VC-PPO: at lambda 1 the critic learns the return itself, whatever the advantages are made with."""
+    rollouts = batch([4, 3, 1], [1.0, 0.0, 0.5])
+    credit = method.credit(rollouts)
+    plain = dataclasses.replace(method, lam_value=None).credit(rollouts)
+    torch.testing.assert_close(credit.advantages, plain.advantages)
+    expected = rollouts.rewards[:, None].expand_as(credit.returns)
+    torch.testing.assert_close(credit.returns[rollouts.mask], expected[rollouts.mask])
+    assert not torch.allclose(plain.returns[rollouts.mask], expected[rollouts.mask])
+    if isinstance(method, PPO):
+        rewards = torch.zeros_like(rollouts.values)
+        rewards[torch.arange(3), rollouts.lengths - 1] = rollouts.rewards
+        torch.testing.assert_close(credit.advantages, gae(rewards, rollouts.values, rollouts.mask, 1.0, 0.9)[0])
+
+
+@pytest.mark.parametrize("wrong", [{"lam_value": 1.5}, {"lam": -0.1}, {"critic_warmup_steps": -1}])
+def test_settings_of_the_critic_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PPO(**wrong)
