@@ -159,6 +159,9 @@ def _credit(argv: list[str]) -> int:
     parser.add_argument("run", help="run directory")
     parser.add_argument("--method", required=True, help="names, with commas between them: grpo,rloo,sapo")
     parser.add_argument("--steps", help="steps, with commas between them; default: all that were recorded")
+    parser.add_argument(
+        "--trust-code", action="store_true", help="load the files and modules that the run names for its rewards"
+    )
     args = parser.parse_args(argv)
     steps = None if args.steps is None else args.steps.split(",")
     if steps is not None and not all(step.strip().isdigit() for step in steps):
@@ -167,7 +170,7 @@ def _credit(argv: list[str]) -> int:
     from segpo_core.afterwards.credit import recompute
 
     methods = list(dict.fromkeys(name.strip() for name in args.method.split(",")))
-    files = recompute(args.run, methods, steps and [int(step) for step in steps])
+    files = recompute(args.run, methods, steps and [int(step) for step in steps], trust_code=args.trust_code)
     _console().print(f"wrote {len(files)} files in {Path(args.run) / 'credit'}", highlight=False)
     return 0
 

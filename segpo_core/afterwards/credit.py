@@ -37,6 +37,7 @@ def recompute(
     methods: Sequence[str],
     steps: Sequence[int] | None = None,
     critic: str | Path | None = None,
+    trust_code: bool = False,
 ) -> list[Path]:
     """Compute and store the credit that methods give recorded rollouts. Returns the files, method by method.
 
@@ -47,12 +48,14 @@ def recompute(
         methods: names, as in `segpo train --method`.
         steps: which; None: all that were recorded.
         critic: a run of the same model whose critic is asked for values that were not recorded; None: this run's own.
+        trust_code: load the files and modules that the run names for its rewards, where a method asks for rewards of
+            further texts; that runs what is in them.
 
     Raises:
         ValueError: no run, an unknown method, a step that was not recorded, or a method that cannot be computed here
-            (those that can are named); nothing was written then.
+            (those that can are named), or one that needs rewards which are not trusted; nothing was written then.
     """
-    run = Run(Path(directory), Path(critic or directory))
+    run = Run(Path(directory), Path(critic or directory), trust_code)
     chosen = [run.method(name) for name in methods]
     there = store.rollout_steps(directory)
     steps = there if steps is None else list(steps)
@@ -70,6 +73,7 @@ class Run:
 
     directory: Path
     critic: Path | None = None  #: the run whose critic is asked; None: this one
+    trust_code: bool = False  #: load what the run names for its rewards
 
     @cached_property
     def judge(self) -> Run:
@@ -126,6 +130,8 @@ class Run:
         if why is not None:
             names = ", ".join(name for name in METHODS if self.obstacle(self.method(name), rollouts) is None)
             raise ValueError(f"{method.title} cannot be computed for {self.directory}: {why}; these can: {names}")
+        if self.missing(method, rollouts)[1]:
+            _ = self.reward_funcs  # continuations are judged by them: whether they load is said now
 
     def write(self, method: Method, step: int) -> Path:
         """Compute and store the credit of one step."""
@@ -204,7 +210,7 @@ class Run:
 
     @cached_property
     def reward_funcs(self) -> list[Callable]:
-        return run_rewards(self.config)
+        return run_rewards(self.config, self.directory, self.trust_code)
 
     @cached_property
     def policy(self) -> Policy:

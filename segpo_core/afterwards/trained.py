@@ -83,7 +83,13 @@ class Policy:
         return cls(network, processor, sampler, name or type(model).__name__, **facts)
 
     @classmethod
-    def load(cls, path_or_run: Any, step: int | None = None, reward_funcs: Sequence[Callable] | None = None) -> Policy:
+    def load(
+        cls,
+        path_or_run: Any,
+        step: int | None = None,
+        reward_funcs: Sequence[Callable] | None = None,
+        trust_code: bool = False,
+    ) -> Policy:
         """The policy of a run, of one of its checkpoints, or any model directory.
 
         Args:
@@ -92,6 +98,8 @@ class Policy:
                 began with, if its directory is still there, else the oldest checkpoint; `Policy.step` says which.
                 None: the newest of all.
             reward_funcs: default: the run's own.
+            trust_code: load the files and modules that the run names for its rewards, which runs what is in them;
+                without it a run with such rewards has none here, and `Policy.no_rewards` names them.
 
         Raises:
             FileNotFoundError: there is nothing at the path, or the run has no checkpoint.
@@ -102,14 +110,14 @@ class Policy:
         if (path / "trainer.json").exists() and (path.parent.parent / "run.json").exists():
             path, step = path.parent.parent, checkpoint.read_step(path)
         if (path / "run.json").exists():
-            return cls._of_run(path, step, given)
+            return cls._of_run(path, step, given, trust_code)
         if step is not None:
             raise ValueError(f"{path} is no run (it has no run.json), so it has no step {step}; leave step out")
         model = load_model(path, device=_device())
         return cls.wrap(model, load_processor(path), name=f"the model {path}", reward_funcs=given or [])
 
     @classmethod
-    def _of_run(cls, run: Path, step: int | None, reward_funcs: list[Callable] | None) -> Policy:
+    def _of_run(cls, run: Path, step: int | None, reward_funcs: list[Callable] | None, trust_code: bool) -> Policy:
         config, found = run_config(run), checkpoint.listed(run / "checkpoints")
         if not found:
             raise FileNotFoundError(
@@ -131,7 +139,7 @@ class Policy:
         why = ""
         if reward_funcs is None:
             try:
-                reward_funcs = run_rewards(config)
+                reward_funcs = run_rewards(config, run, trust_code)
             except (ValueError, OSError, ImportError) as error:  # the data set, or a module of rewards, is not here
                 reward_funcs, why = [], f"the run's reward functions cannot be loaded: {error}"
         policy = cls.wrap(
@@ -190,8 +198,20 @@ def run_config(directory: Path) -> TrainConfig:
     return from_dict(settings, str(directory / "run.json"))
 
 
-def run_rewards(config: TrainConfig) -> list[Callable]:
-    """The reward functions that a run with these settings has."""
+def run_rewards(config: TrainConfig, run: Path, trust_code: bool = False) -> list[Callable]:
+    """The reward functions that a run with these settings has.
+
+    Raises:
+        ValueError: the run names a file or module of its own, and `trust_code` is not set: whoever wrote the run would
+            decide what runs here.
+    """
+    named = config.reward_funcs or [config.dataset_args.get("reward")]
+    foreign = [str(spec) for spec in named if spec is not None and ":" in str(spec)]
+    if foreign and not trust_code:
+        raise ValueError(
+            f"{run} names reward functions that are not the toolkit's: {', '.join(map(repr, foreign))}. Loading them "
+            "runs what is in that file or module: read it, then give --trust-code (in Python trust_code=True)"
+        )
     if config.reward_funcs:
         return [load_reward(spec) for spec in config.reward_funcs]
     return load_task(config.dataset, **config.dataset_args).reward_funcs

@@ -30,6 +30,8 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from segpo_core.shipped import ROOT
 
 _SOURCE = ("cache_dir", "force_download", "token", "revision", "local_files_only", "trust_remote_code")
+#: A model directory can bring Python files: left open, transformers asks at a terminal whether to run them.
+_UNTRUSTED = {"trust_remote_code": False}
 
 _HUB_NAME = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
 _VISION_WORDS = re.compile(r"image|img|video|vision|visual|audio|boi|eoi")
@@ -101,7 +103,7 @@ def load_config(path: str | Path, **kwargs: Any) -> PreTrainedConfig:
         FileNotFoundError: there is nothing at `path` and the hub has no such model either.
         ValueError: `path` is not a model directory.
     """
-    place, kwargs = Path(path), {name: kwargs[name] for name in _SOURCE if name in kwargs}
+    place, kwargs = Path(path), _UNTRUSTED | {name: kwargs[name] for name in _SOURCE if name in kwargs}
     if not place.exists():
         if not _HUB_NAME.match(str(path)):
             raise FileNotFoundError(f"no model at {str(path)!r}: the path does not exist")
@@ -130,6 +132,7 @@ def load_processor(path: str | Path, **kwargs: Any) -> Any:
 
     `kwargs` go to `from_pretrained` (e.g. `revision`, `min_pixels`). Raises as `load_config`.
     """
+    kwargs = _UNTRUSTED | kwargs
     if not is_vision_config(load_config(path, **kwargs)):
         return AutoTokenizer.from_pretrained(str(path), **kwargs)
     with video_stand_in():
@@ -163,6 +166,7 @@ def load_model(
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"dtype={dtype!r} is not a torch dtype; use 'auto', 'float32', 'bfloat16' or 'float16'")
         dtype = getattr(torch, dtype)
+    kwargs = _UNTRUSTED | kwargs
     config = load_config(path, **kwargs)
     _check_supported(config)
     auto = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM

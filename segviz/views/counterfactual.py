@@ -34,6 +34,7 @@ def counterfactual(
     *,
     seed: int = 0,
     success: float = 1.0,
+    trust_code: bool = False,
 ) -> View:
     """Write on from before and from after a segment, and compare how often that succeeds.
 
@@ -50,6 +51,7 @@ def counterfactual(
         where: "both", or "before" or "after" alone, which measures without comparing.
         seed: of the continuations; the same seed gives the same ones.
         success: a continuation succeeds with at least this reward.
+        trust_code: load the files and modules that the run names for its rewards, which runs what is in them.
 
     Raises:
         FileNotFoundError: no run there, or no checkpoint in it.
@@ -70,7 +72,7 @@ def counterfactual(
             "Policy.load(model directory, reward_funcs=[…])"
         )
     if isinstance(run_or_policy, (Run, str, Path)):
-        policy = Policy.load(run_or_policy, step)
+        policy = Policy.load(run_or_policy, step, trust_code=trust_code)
     else:
         policy = run_or_policy
     if not policy.reward_funcs:

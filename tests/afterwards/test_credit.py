@@ -1,10 +1,12 @@
 """Credit of other methods for a recorded run: stored beside it, the same as recorded for the run's own method."""
 
+import json
 import shutil
 
 import pytest
 
 from segpo_core.afterwards.credit import Run, recompute
+from segpo_core.afterwards.trained import Policy
 from segpo_core.algos import GRPO, METHODS, SAPO, SRPO, SPOChain, SPOTree, VinePPO
 from segpo_core.cli import main
 from segpo_core.config import TrainConfig
@@ -107,7 +109,7 @@ def test_chains_are_sampled_with_the_newest_checkpoint(llava, tmp_path):
     chain = SPOChain(num_continuations=9, interval=5)
     run = recorded(llava, tmp_path / "chain", chain, learning_rate=0.0)
     other = recorded(llava, tmp_path / "grpo", GRPO(), learning_rate=0.0)
-    recompute(other, ["spo_chain"])
+    recompute(other, ["spo_chain"], trust_code=True)
     a = rows(store.read_credit(other))
     b = rows(store.read_rollouts(run, columns=store.CREDIT_SCHEMA.names))
     assert [r["segment_value"] for r in a] == [r["segment_value"] for r in b]
@@ -146,9 +148,46 @@ def test_what_cannot_be_computed_is_said_before_anything_is_written(without_crit
     assert not (without_critic / "credit").exists()
 
 
+def test_a_run_of_somebody_elses_runs_no_code(without_critic, tmp_path, capsys):
+    """What run.json names is loaded by the user's word alone; the error names the file."""
+    run, mark, evil = tmp_path / "run", tmp_path / "mark", tmp_path / "evil.py"
+    shutil.copytree(without_critic, run)
+    evil.write_text(
+        f"open({str(mark)!r}, 'w').close()\ndef f(prompts, completions, **columns): return [1.0] * len(completions)\n"
+    )
+    manifest = json.loads((run / "run.json").read_text())
+    clean = manifest["config"]
+    for changes in (
+        {"reward_funcs": [f"{evil}:f"]},
+        {"reward_funcs": [], "dataset": str(tmp_path / "d.jsonl"), "dataset_args": {"reward": f"{evil}:f"}},
+    ):
+        (run / "run.json").write_text(json.dumps(manifest | {"config": clean | changes}))
+        assert main(["credit", str(run), "--method", "vineppo"]) == 1
+        assert f"{evil}:f" in capsys.readouterr().err and not (run / "credit").exists()
+        assert f"{evil}:f" in Policy.load(run).no_rewards
+        assert main(["credit", str(run), "--method", "rloo"]) == 0, "what asks for no rewards needs no trust"
+        assert not mark.exists()
+        shutil.rmtree(run / "credit")
+    (run / "run.json").write_text(json.dumps(manifest | {"config": clean | {"reward_funcs": [f"{evil}:f"]}}))
+    assert main(["credit", str(run), "--method", "vineppo", "--trust-code"]) == 0
+    assert mark.exists()
+
+
+def test_a_model_with_code_of_its_own_is_not_run(llava, tmp_path):
+    model, mark = tmp_path / "model", tmp_path / "mark"
+    shutil.copytree(llava, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.M"}}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        Policy.load(model)
+    assert not mark.exists()
+
+
 def test_what_lies_beside_an_adapter_is_found(llava, tmp_path):
     """A checkpoint of a LoRA run holds no whole model."""
     run = recorded(llava, tmp_path / "run", GRPO(), use_peft=True)
-    (path,) = recompute(run, ["vineppo"])
+    (path,) = recompute(run, ["vineppo"], trust_code=True)
     values = [v for row in store.read_credit(run, ["vineppo"]).to_pylist() for v in row["segment_value"]]
     assert path.exists() and len(values) and all(0 <= value <= 1 for value in values)

@@ -74,7 +74,7 @@ def example_for(policy):
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_the_policy_before_a_step_says_what_that_step_recorded(run, step):
-    policy = Policy.load(run, step - 1)
+    policy = Policy.load(run, step - 1, trust_code=True)
     assert policy.step == step - 1 and policy.has_critic and not policy.no_rewards
     for row in run.rollouts_at(step):
         rollout = run.rollout(step, row["group"], row["sample"])
@@ -137,7 +137,7 @@ def test_a_run_whose_rewards_are_gone_can_be_asked_all_the_same(run, tmp_path):
     manifest = json.loads((moved / "run.json").read_text())
     manifest["config"]["reward_funcs"] = ["no_such_module:reward"]
     (moved / "run.json").write_text(json.dumps(manifest))
-    policy = Policy.load(moved)
+    policy = Policy.load(moved, trust_code=True)
     assert "no_such_module" in policy.no_rewards
     assert [s.reward for s in sample(policy, EXAMPLE, 2)] == [None, None]
 

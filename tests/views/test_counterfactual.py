@@ -267,7 +267,9 @@ def test_a_runs_own_checkpoint_is_asked(run):
         (1, "checkpoint of step 1: 1 training step after"),
         (2, "checkpoint of step 2: 1 training step"),
     ):
-        view = sv.counterfactual(run, run.rollout(step, 0, 0), 0, number=4)
+        with pytest.raises(ValueError, match="tests.fakes.toy:lucky_text.*trust_code=True"):
+            sv.counterfactual(run, run.rollout(step, 0, 0), 0, number=4)
+        view = sv.counterfactual(run, run.rollout(step, 0, 0), 0, number=4, trust_code=True)
         assert words in view.data["policy"] and view.data["key"] == f"{step}/0/0"
         assert len(view.data["sides"][0]["samples"]) == 4
 
