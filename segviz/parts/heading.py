@@ -9,7 +9,17 @@ from typing import Any
 
 from PIL import Image
 
-from segviz.parts.credit import blamed, error_of, given, has_truth, reason_of, segment_at, segment_credit, signed
+from segviz.parts.credit import (
+    Blame,
+    blamed,
+    error_of,
+    given,
+    has_truth,
+    reason_of,
+    segment_at,
+    segment_credit,
+    signed,
+)
 from segviz.runs.rollout import Rollout
 from segviz.show.encode import tidy
 
@@ -36,28 +46,43 @@ def verdict(rollout: Rollout) -> list[str]:
         first = "No credit is recorded for this rollout."
     elif not any(known):
         first = "Every advantage is zero: this rollout taught the policy nothing."
-    elif len(credit) == 1:
+    elif len(credit) == 1 and not worst.by_token:
         first = f"The whole completion got one advantage, {signed(known[0])}: this method names no segment."
-    elif len(known) == len(credit) and max(known) - min(known) < 1e-6:
+    elif not worst.by_token and len(known) == len(credit) and max(known) - min(known) < 1e-6:
         first = f"Every segment got the same advantage, {signed(known[0])}: this method names none."
-    elif worst is None:
+    elif worst.start is None:
         best = max((value, m) for m, value in enumerate(credit) if value is not None)
         first = f"No segment was blamed. Segment {best[1] + 1} earned most: {signed(best[0])}."
     else:
-        first = f"Segment {worst + 1} was blamed most: {signed(credit[worst])}."
+        first = f"{place_of(rollout, worst)} was blamed most: {signed(worst.credit)}."
+        if worst.tied > 1:
+            first = f"{first[:-1]}, as were {worst.tied - 1} more."
     if error is None:
         return [first, "No true error is known in it."] if has_truth(rollout) else [first]
     at, reason = segment_at(rollout, error["start"]), reason_of(error)
-    if len(credit) == 1:
+    if len(credit) == 1 and not worst.by_token:
         return [first, f"The first true error is at token {error['start'] + 1}{reason}."]
-    if worst is None:
+    if worst.start is None:
         return [first, f"The first true error is in segment {at + 1}{reason}."]
-    start, end = rollout.segments[worst]
-    if start < error["end"] and error["start"] < end:
+    if worst.hit == 1:
         return [first, f"The first true error is there too{reason}."]
-    away = abs(at - worst)
-    far = f"{away} segment{'s' if away > 1 else ''} {'earlier' if at < worst else 'later'}"
+    if worst.hit:
+        return [first, f"The first true error is in one of them{reason}."]
+    if worst.by_token:
+        away = error["start"] - worst.start
+        far = f"{abs(away)} token{'s' if abs(away) > 1 else ''} {'later' if away > 0 else 'earlier'}"
+        return [first, f"The first true error is at token {error['start'] + 1}, {far}{reason}."]
+    away = abs(at - segment_at(rollout, worst.start))
+    far = f"{away} segment{'s' if away > 1 else ''} {'earlier' if error['start'] < worst.start else 'later'}"
     return [first, f"The first true error is in segment {at + 1}, {far}{reason}."]
+
+
+def place_of(rollout: Rollout, worst: Blame) -> str:
+    """The most blamed place in words."""
+    if not worst.by_token:
+        return f"Segment {segment_at(rollout, worst.start) + 1}"
+    text = tidy(rollout.pieces[worst.start]).strip()[:30]
+    return f"Token {worst.start + 1}{f', “{text}”,' if text else ''}"
 
 
 def facts(rollout: Rollout) -> dict[str, Any]:

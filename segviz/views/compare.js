@@ -62,7 +62,7 @@ function diffOverview(view) {
           h("q", { dir: "ltr" }, visible(blamed.text).replaceAll("\n", "↵")))
         : h("span", { class: "quiet" }, m.pattern === "uniform" ? "names no place" : m.pattern === "cuts" || m.pattern === "almost" ? "nothing: none below 0" : "–")),
       data.error ? h("td", { "data-name": "first true error" }, m.hit === null ? h("span", { class: "quiet" }, "–")
-        : h("span", { class: m.hit ? "hit" : "miss" }, m.hit ? "✓ there" : "✗ elsewhere")) : null);
+        : h("span", { class: m.hit ? "hit" : "miss" }, m.hit === 1 ? "✓ there" : m.hit ? "among equals" : "✗ elsewhere")) : null);
   });
   if (k.apart) {
     rows.push(h("tr", { class: "apart" }, h("th", { scope: "row" }, "Disagreement", h("small", {}, "scale 0 to 1")),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from segviz.parts.credit import error_of, given, has_truth, key_of, reason_of, segment_credit, signed, trained
+from segviz.parts.credit import Blame, blamed, error_of, given, has_truth, key_of, reason_of, signed, token_credit
 from segviz.parts.heading import facts, where
 from segviz.parts.tokens import LONG, text_columns
 from segviz.runs.rollout import Rollout
@@ -83,7 +83,7 @@ def compare_data(rollouts: Mapping[str, Rollout], title: str = QUESTION) -> dict
         shown[name] = rollout
     error = error_of(base)
     credit = {name: token_credit(rollout) for name, rollout in shown.items()}
-    methods = [_method(name, rollout, credit[name], error) for name, rollout in shown.items()]
+    methods = [_method(name, rollout, credit[name]) for name, rollout in shown.items()]
     # those that say where come first, each as the record has them
     methods.sort(key=lambda method: ("cuts", "almost", "uniform", "zero", "untrained", "none").index(method["pattern"]))
     cutting = [m for m in methods if m["pattern"] in ("cuts", "almost")]
@@ -111,16 +111,6 @@ def compare_data(rollouts: Mapping[str, Rollout], title: str = QUESTION) -> dict
     }
 
 
-def token_credit(rollout: Rollout) -> np.ndarray:
-    """float64 [T]: the credit of each token, weights included; NaN where it did not enter the loss or got none."""
-    tokens, in_loss = rollout.column("advantages"), trained(rollout)
-    if tokens is None:
-        tokens = [None] * len(rollout.pieces)
-        for (start, end), value in zip(rollout.segments, segment_credit(rollout), strict=True):
-            tokens[start:end] = [value] * (end - start)
-    return np.array([np.nan if x is None or not ok else x for x, ok in zip(tokens, in_loss, strict=True)], dtype=float)
-
-
 def disagreement(credit: Sequence[np.ndarray], limits: Sequence[float]) -> np.ndarray | None:
     """How much methods disagree about the sign of each token's credit, 0 … 1; None for fewer than two methods.
 
@@ -133,40 +123,36 @@ def disagreement(credit: Sequence[np.ndarray], limits: Sequence[float]) -> np.nd
     return np.minimum(np.clip(scaled.max(axis=0), 0, 1), np.clip(-scaled.min(axis=0), 0, 1))
 
 
-def _method(name: str, rollout: Rollout, credit: np.ndarray, error: Mapping[str, Any] | None) -> dict[str, Any]:
+def _method(name: str, rollout: Rollout, credit: np.ndarray) -> dict[str, Any]:
     """A row of the diff. `pattern`: cuts, almost (uniform), uniform, zero, untrained (no token in the
     loss) or none (not recorded)."""
     limit = symmetric_limit(credit.tolist())
     known = credit[np.isfinite(credit)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
-    segments = rollout.segments
-    means = [_mean(credit[start:end]) for start, end in segments]
+    segments, found = rollout.segments, blamed(rollout)
+    # a cut-out segment is a choice too
+    everywhere = all(np.isfinite(credit[start:end]).any() for start, end in segments)
     if not len(known):
         pattern = "untrained" if given(rollout) else "none"
     elif limit == 0:
         pattern = "zero"
-    elif len(segments) == 1 or (high == low and None not in means):
+    elif (len(segments) == 1 and not found.by_token) or (high == low and everywhere):
         pattern = "uniform"
     else:
-        pattern = "almost" if high - low < ALMOST * limit and None not in means else "cuts"
-    blamed, below = None, [(value, m) for m, value in enumerate(means) if value is not None and value < 0]
-    if below and pattern in ("cuts", "almost"):
-        value, m = min(below)
-        start, end = segments[m]
-        text = tidy("".join(rollout.pieces[start : min(end, start + 40)]))[:120]
-        blamed = {"segment": m, "start": start, "end": end, "credit": value, "text": text}
-    hit = None
-    if blamed and error:
-        hit = blamed["start"] < error["end"] and error["start"] < blamed["end"]
+        pattern = "almost" if high - low < ALMOST * limit and everywhere else "cuts"
+    place = _place(rollout, found) if pattern in ("cuts", "almost") and found.start is not None else None
     return {
         "name": name, "label": method_label(name), "pattern": pattern, "limit": limit, "low": low, "high": high,
-        "segments": len(segments), "blamed": blamed, "hit": hit,
+        "segments": len(segments), "blamed": place, "hit": found.hit if place else None, "chance": found.chance,
     }  # fmt: skip
 
 
-def _mean(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+def _place(rollout: Rollout, found: Blame) -> dict[str, Any]:
+    text = tidy("".join(rollout.pieces[found.start : min(found.end, found.start + 40)]))[:120]
+    return {
+        "start": found.start, "end": found.end, "credit": found.credit, "text": text,
+        "by_token": found.by_token, "tied": found.tied,
+    }  # fmt: skip
 
 
 def verdict(base: Rollout, methods: Sequence[Mapping[str, Any]], apart: np.ndarray | None) -> list[str]:
@@ -180,13 +166,19 @@ def verdict(base: Rollout, methods: Sequence[Mapping[str, Any]], apart: np.ndarr
     said, error = [], error_of(base)
     blaming = names(lambda m: m["blamed"])
     if error:
-        for hit, words in ((True, "the segment that holds the first true error"), (False, "another place")):
-            if who := names(lambda m, hit=hit: m["hit"] is hit):
+        kinds = (
+            (lambda m: m["hit"] == 1 and not m["blamed"]["by_token"], "the segment that holds the first true error"),
+            (lambda m: m["hit"] == 1 and m["blamed"]["by_token"], "the first true error itself"),
+            (lambda m: m["hit"] is not None and 0 < m["hit"] < 1, "several places alike, one of them the error's"),
+            (lambda m: m["hit"] == 0, "another place"),
+        )
+        for test, words in kinds:
+            if who := names(test):
                 said.append(f"{_list(who)} {'blame' if len(who) > 1 else 'blames'} {words}.")
     elif blaming:
         places = len({(m["blamed"]["start"], m["blamed"]["end"]) for m in methods if m["blamed"]})
         where_ = "the same place" if places == 1 else f"{places} different places"
-        said.append(f"{_list(blaming)} {f'blame {where_}' if len(blaming) > 1 else 'blames one segment'}.")
+        said.append(f"{_list(blaming)} {f'blame {where_}' if len(blaming) > 1 else 'blames one place'}.")
     if who := names(lambda m: m["pattern"] in ("cuts", "almost") and not m["blamed"]):
         said.append(f"{_list(who)} {'find' if len(who) > 1 else 'finds'} nothing to blame: no credit is below zero.")
     if who := names(lambda m: m["pattern"] == "uniform"):
@@ -227,7 +219,7 @@ def _fallback(rollouts: Mapping[str, Rollout], data: Mapping[str, Any]) -> str:
             str(method["segments"]),
             f"tokens {blamed['start'] + 1} to {blamed['end']}: {blamed['text']}" if blamed else "no place",
             signed(blamed["credit"]) if blamed else "–",
-            "–" if hit is None else "yes" if hit else "no",
+            "–" if hit is None else "yes" if hit == 1 else "one of several" if hit else "no",
         )
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     names = ("method", "credit", "segments", "most blamed", "its credit", "holds the first true error")

@@ -31,7 +31,7 @@ async function drawRibbon(data, pictures, bus) {
   setLayer(view, usable(k, LAYERS.find((l) => l.id === bus.state.layer)) ? bus.state.layer : LAYERS.find((l) => usable(k, l))?.id);
   listen(view);
   drawStairs(view);
-  view.current = data.blamed !== null ? k.start[data.blamed] : data.error ? data.error.start : 0;
+  view.current = data.blamed ?? data.error?.start ?? 0;
   wake(view, view.blocks.find((b) => view.current < b.to));
   reach(view, view.current);
   inspect(view, view.current);
@@ -302,7 +302,7 @@ function listen(view) {
       : key === "ArrowDown" ? near(view, 1) : key === "ArrowUp" ? near(view, -1)
       : key === "Home" ? 0 : key === "End" ? k.n - 1
       : (key === "e" || key === "E") && view.data.error ? view.data.error.start
-      : (key === "w" || key === "W") && view.data.blamed !== null ? k.start[view.data.blamed] : null;
+      : key === "w" || key === "W" ? view.data.blamed : null;
     if (target === null) return;
     event.preventDefault();
     go(view, clamp(target, 0, k.n - 1));

@@ -62,7 +62,7 @@ def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
         "facts": facts(rollout),
         "prompt": prompt_of(rollout),
         "error": error_of(rollout),
-        "blamed": blamed(rollout),
+        "blamed": blamed(rollout).start,
         "limit": limit,
         "rules": sorted({rule or "" for rule in rollout.segment_column("segment_rule") or []}),
         "tokens": total,

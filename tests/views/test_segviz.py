@@ -20,6 +20,7 @@ import pytest
 import segviz as sv
 from segpo_core.record.store import Recorder
 from segviz.parts.credit import segment_credit
+from segviz.runs.run import Series
 from segviz.show.encode import escape, floats, script_json
 from segviz.show.theme import LEVELS, css, level, method_label, symmetric_limit
 from segviz.show.view import View
@@ -415,7 +416,7 @@ def test_seeds_become_one_line_with_a_band_and_methods_stay_apart(tmp_path):
 
 def test_a_long_curve_is_thinned(tmp_path, monkeypatch):
     run = sv.open(write_run(tmp_path / "r", steps=1, rollouts=False))
-    monkeypatch.setattr(type(run), "metrics", {"kl": sv.run.Series(list(range(5000)), [float(i) for i in range(5000)])})
+    monkeypatch.setattr(type(run), "metrics", {"kl": Series(list(range(5000)), [float(i) for i in range(5000)])})
     (chart,) = sv.board(run).data["charts"]
     assert len(chart["lines"][0]["x"]) <= 600 and chart["lines"][0]["y"][0] == pytest.approx(4)
 

@@ -13,8 +13,8 @@ import pytest
 
 import segviz as sv
 from segpo_core.record.store import CREDIT_SCHEMA, step_name
-from segviz.parts.credit import segment_credit
-from segviz.views.compare import compare_data, disagreement, token_credit
+from segviz.parts.credit import segment_credit, token_credit
+from segviz.views.compare import compare_data, disagreement
 from segviz.views.groups import AFTER, BEFORE, group_data, shared_tokens
 from segviz.views.staircase import Z, staircase_data, states_of, steps_of
 from tests.fakes.fake_run import HOSTILE, hostile_row, long_row, row, write_run
@@ -211,7 +211,7 @@ def test_patterns_and_blame_of_each_method():
     }  # fmt: skip
     assert methods["sapo"]["limit"] == 0.6 and methods["grpo"]["blamed"] is None
     blamed = methods["sapo"]["blamed"]
-    assert (blamed["segment"], blamed["start"], blamed["end"], blamed["text"]) == (1, 2, 4, "cd")
+    assert (blamed["start"], blamed["end"], blamed["text"], blamed["by_token"]) == (2, 4, "cd", False)
     assert blamed["credit"] == pytest.approx(-0.6)
     assert [m["pattern"] for m in data["methods"]] == ["cuts", "cuts", "almost", "uniform", "zero", "none"]
     columns, place = unpack(data["pack"]), data["methods"].index(methods["spo_chain"])
@@ -230,7 +230,8 @@ def test_whether_the_blame_hits_the_first_true_error():
             "grpo": credited("grpo", [-1.0] * 4, [0], **error),
         }
     )
-    assert [m["hit"] for m in data["methods"]] == [True, False, None]
+    assert [m["hit"] for m in data["methods"]] == [1, 0, None]
+    assert [m["chance"] for m in data["methods"]] == [0.5, 0.5, 1]
     assert data["verdict"][:2] == [
         "VinePPO blames the segment that holds the first true error.",
         "SAPO (segment-aligned) blames another place.",
