@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import re
@@ -11,29 +14,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from segpo_core.tasks.answers import is_number, last_expression, same_form, stated_answer, tidy, without_dress
 
 Reward = Callable[..., list[float | None]]
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_NUMBER = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d*))?")
-_NUMBER_IN_TEXT = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
 _TAG = re.compile(r"</?(?:perception|think|answer)>")
 _TAGS = ["<perception>", "</perception>", "<think>", "</think>", "<answer>", "</answer>"]
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:\s+[^\W\d_]+)*")
-
-
-def normalise_answer(text: object) -> str:
-    """Blanks made single; a plain decimal number in one spelling: "+1,200.50" -> "1200.5", "-0" -> "0"."""
-    text = " ".join(str(text).split())
-    number = _NUMBER.fullmatch(text)
-    if number is None or not any(c.isdigit() for c in text):
-        return text
-    sign, whole, fraction = number.groups()
-    whole = (whole or "").replace(",", "").lstrip("0") or "0"
-    fraction = (fraction or "").rstrip("0")
-    value = f"{whole}.{fraction}" if fraction else whole
-    return f"-{value}" if sign == "-" and value != "0" else value
 
 
 def completion_text(completion: str | Sequence[Mapping]) -> str:
@@ -44,18 +36,13 @@ def completion_text(completion: str | Sequence[Mapping]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def answer_block(text: str) -> str | None:
-    """What the last `<answer>` block holds, None without one."""
-    blocks = _ANSWER.findall(text)
-    return blocks[-1] if blocks else None
-
-
 def answer_reward(prompts, completions, answer, **columns) -> list[float | None]:
-    """1.0 where the `<answer>` block equals the `answer` column (blanks and number spelling aside), else 0.0."""
-    given = [answer_block(completion_text(c)) for c in completions]
-    return [
-        float(g is not None and normalise_answer(g) == normalise_answer(a)) for g, a in zip(given, answer, strict=True)
-    ]
+    """1.0 where the stated answer (see answers.py) is the `answer` column but for its form, else 0.0.
+
+    Of several references (a list in the `answer` column) any counts. Nothing is calculated: 1/2 is not 0.5.
+    """
+    given = [stated_answer(completion_text(c)) for c in completions]
+    return [float(g is not None and _any(_same_words, g, a)) for g, a in zip(given, answer, strict=True)]
 
 
 def format_reward(prompts, completions, **columns) -> list[float | None]:
@@ -66,36 +53,45 @@ def format_reward(prompts, completions, **columns) -> list[float | None]:
 def math_reward(prompts, completions, answer, **columns) -> list[float | None]:
     """1.0 where the answer has the value of the `answer` column ("0.5" and "\\frac{1}{2}" have), else 0.0.
 
-    The answer is the `<answer>` block, else the last `\\boxed{...}`, else the last number. What cannot be read is
-    wrong; words must be equal. May be called from any thread.
+    The answer is the stated one (see answers.py), else the last expression, whole. Of several references any counts.
+    What cannot be read is wrong; words must be equal. May be called from any thread.
     """
     given = [_math_answer(completion_text(c)) for c in completions]
-    return [float(g is not None and _same_value(g, str(a))) for g, a in zip(given, answer, strict=True)]
+    return [float(g is not None and _any(_same_value, g, a)) for g, a in zip(given, answer, strict=True)]
+
+
+def no_answer_read(functions: Sequence[Reward], texts: Sequence[str]) -> bool:
+    """Whether a reward that judges answers finds none to judge in any of the texts."""
+    readers = {answer_reward: stated_answer, math_reward: _math_answer}
+    read = [readers[f] for f in functions if f in readers]
+    return bool(read and texts) and not any(reader(text) for reader in read for text in texts)
+
+
+def _any(same: Callable[[str, str], bool], given: str, answer: object) -> bool:
+    answers = answer if isinstance(answer, list | tuple) else [answer]
+    return any(same(given, str(one)) for one in answers)
 
 
 def _math_answer(text: str) -> str | None:
-    block = answer_block(text)
-    text = text if block is None else block
-    start = text.rfind("\\boxed{")
-    if start >= 0:
-        begin, depth = start + len("\\boxed{"), 1
-        for i in range(begin, len(text)):
-            depth += (text[i] == "{") - (text[i] == "}")
-            if depth == 0:
-                return text[begin:i]
-    if block is not None:
-        return block
-    numbers = _NUMBER_IN_TEXT.findall(text)
-    return numbers[-1] if numbers else None
+    stated = stated_answer(text)
+    # An opened box that is never closed holds an answer that was not finished.
+    return last_expression(text) if stated is None and "\\boxed{" not in text else stated
+
+
+def _same_words(given: str, answer: str) -> bool:
+    return same_form(tidy(given), tidy(answer)) is True
 
 
 def _same_value(given: str, answer: str) -> bool:
-    a, b = (normalise_answer(text.replace("$", "")) for text in (given, answer))
-    if a == b or not a or not b:
-        return a == b and bool(a)
-    plain = [bool(_NUMBER.fullmatch(text) or _WORDS.fullmatch(text)) for text in (a, b)]
+    a, b = tidy(given), tidy(answer)
+    if len(a) > 400:
+        return False
+    same = same_form(a, b)
+    if same is not None:
+        return same
+    a, b = without_dress(a, b)
     # As LaTeX, "true" would be the product t r u e, which equals "eurt".
-    if all(plain) or _WORDS.fullmatch(b) or len(a) > 400:
+    if _WORDS.fullmatch(b) or (_WORDS.fullmatch(a) and is_number(b)):
         return False
     return _checker.same(a, b)
 
@@ -178,7 +174,7 @@ def run_rewards(
 
 def _call(func: Reward, name: str, prompts: Sequence, completions: Sequence, columns: Mapping) -> list[float | None]:
     try:
-        values = list(func(prompts=list(prompts), completions=list(completions), **columns))
+        values = list(_values(func, prompts, completions, columns))
     except Exception as error:
         where = _first_failing(func, prompts, completions, columns)
         raise ValueError(
@@ -205,10 +201,23 @@ def _call(func: Reward, name: str, prompts: Sequence, completions: Sequence, col
     return out
 
 
+def _values(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping) -> Any:
+    values = func(prompts=list(prompts), completions=list(completions), **columns)
+    if not inspect.isawaitable(values):
+        return values
+
+    async def awaited() -> Any:
+        return await values
+
+    # In a thread of its own: a notebook's thread has a loop running, in which no other can run.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, awaited()).result()
+
+
 def _first_failing(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping) -> str:
     for i in range(len(completions)):
         try:
-            func(prompts=[prompts[i]], completions=[completions[i]], **{k: [v[i]] for k, v in columns.items()})
+            _values(func, [prompts[i]], [completions[i]], {k: [v[i]] for k, v in columns.items()})
         except Exception:
             return f"completion {i}"
     return f"completions 0 to {len(completions) - 1} together"
@@ -234,10 +243,9 @@ def load_reward(spec: str | Reward) -> Reward:
         )
     try:
         if place.endswith(".py"):
-            found = importlib.util.spec_from_file_location(f"reward_{Path(place).stem}", place)
-            module = importlib.util.module_from_spec(found)
-            found.loader.exec_module(module)
+            module = _load_file(Path(place).resolve())
         else:
+            _add_to_path(Path.cwd())
             module = importlib.import_module(place)
     except Exception as error:
         raise ValueError(f"reward function {spec!r}: cannot load {place}: {type(error).__name__}: {error}") from error
@@ -246,3 +254,31 @@ def load_reward(spec: str | Reward) -> Reward:
         known = ", ".join(k for k, v in vars(module).items() if callable(v) and not k.startswith("_")) or "none"
         raise ValueError(f"reward function {spec!r}: {place} has no function {name}; it has: {known}")
     return func
+
+
+def _load_file(file: Path) -> ModuleType:
+    """The file as a module that can import its neighbours and be pickled; read anew each time, as it is now."""
+    _add_to_path(file.parent)
+    name = file.stem
+    there = importlib.util.find_spec(name) if name.isidentifier() else None
+    if there is None or there.origin is None or Path(there.origin).resolve() != file:
+        name = f"reward_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"  # another module's name
+    found = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(found)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+def _add_to_path(folder: Path) -> None:
+    """At the end: a file of the folder must not hide a library."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

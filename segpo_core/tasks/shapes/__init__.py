@@ -24,7 +24,6 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from segpo_core.tasks.rewards import answer_reward
 from segpo_core.tasks.shapes.demonstrations import (
     FORGOTTEN,
     LOOKALIKES,
@@ -35,7 +34,7 @@ from segpo_core.tasks.shapes.demonstrations import (
     scene_of,
     write,
 )
-from segpo_core.tasks.shapes.judging import inspect_text
+from segpo_core.tasks.shapes.judging import answer_reward, inspect_text
 from segpo_core.tasks.shapes.questions import DIRECTIONS, KINDS, PICTURE_KINDS, PRICES, Question, ask
 from segpo_core.tasks.shapes.scenes import (
     ATTRIBUTES,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from segpo_core.tasks.rewards import normalise_answer
+from segpo_core.tasks.answers import answer_block, normalise_answer
+from segpo_core.tasks.rewards import completion_text
 from segpo_core.tasks.shapes.demonstrations import scene_of
 from segpo_core.tasks.shapes.questions import Question
 from segpo_core.tasks.shapes.scenes import CELLS, COLOURS, SHAPES, SIZES, Object
@@ -179,3 +180,11 @@ def inspect_text(example: Mapping, text: str) -> dict:
         "format_right": fault is None,
         "first_error": min(errors, key=lambda e: e["start"]) if errors else None,
     }
+
+
+def answer_reward(prompts, completions, answer, **columns) -> list[float | None]:
+    """1.0 where the `<answer>` block is the answer, else 0.0: in this language there is one way to write it."""
+    given = [answer_block(completion_text(c)) for c in completions]
+    return [
+        float(g is not None and normalise_answer(g) == normalise_answer(a)) for g, a in zip(given, answer, strict=True)
+    ]
