@@ -38,8 +38,8 @@ test: $(STAMP) chromium ## run every test on two cores, with coverage
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
 	  --cov=segpo_core --cov-report=term:skip-covered --cov-fail-under=90
 
-lint: $(STAMP) ## check style with ruff
-	@$(BIN)/ruff check .
+lint: $(STAMP) ## check style and types with ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(STAMP) ## run every benchmark, one after the other
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done

@@ -119,7 +119,7 @@ def value_difference(
     last = torch.arange(values.shape[1], device=values.device) == (segments.count(segment_ids) - 1)[:, None]
     after = torch.where(last, rewards, torch.cat([values[:, 1:], rewards], dim=1))
     difference = after - values
-    if first_state == "release":
+    if first_is_boundary is not None and first_state == "release":
         first = torch.where(first_is_boundary[:, None], difference[:, :1], 0)
         difference = torch.cat([first, difference[:, 1:]], dim=1)
     return segments.spread(difference, segment_ids)

@@ -6,6 +6,7 @@ An import counts wherever it stands, inside a function too; one that is only the
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from functools import cache
@@ -167,3 +168,11 @@ def test_front_doors_open_to_every_name():
         assert set(package.__all__) <= set(dir(package))
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             package.nothing  # noqa: B018
+
+
+def test_the_picture_of_the_rooms_is_todays():
+    spec = importlib.util.spec_from_file_location("make_architecture", ROOT / "docs" / "make_architecture.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.PAGE.read_text(encoding="utf-8")
+    assert script.page(text) == text, "run: python docs/make_architecture.py"

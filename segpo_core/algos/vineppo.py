@@ -83,7 +83,7 @@ class ChainMethod(Method):
 
     def chain_credit(self, rollouts: Rollouts, rule: str) -> Credit:
         """A_m = V̂(end of segment m) − V̂(its start), for every token of the segment; V̂(the end of all) = r."""
-        if rollouts.mc_values is None:
+        if rollouts.mc_values is None or rollouts.mc_stderr is None:
             raise ValueError(
                 "these rollouts have no sampled state values: they were collected by a method that needs none; "
                 "sample continuations first (segpo_core.sampling.chains.estimate_values), or choose another method"

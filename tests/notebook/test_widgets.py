@@ -232,7 +232,7 @@ def test_the_list_is_walked_and_sorted_as_the_page_asks(run):
 
 
 def test_views_of_the_open_rollout_are_made_when_looked_at_and_share_the_selection(path, monkeypatch):
-    from segviz import tabs as module
+    from segviz.notebook import tabs as module
 
     made = []
     tabs = [

@@ -1,0 +1,1 @@
+"""Reading runs: this project's directories and other trainers' dumps."""
