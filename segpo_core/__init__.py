@@ -28,10 +28,14 @@ if TYPE_CHECKING:
         RLOO,
         SAPO,
         SRPO,
+        TEMPO,
+        VCPPO,
         CriticMethod,
+        EntropyTokens,
         Method,
         SPOChain,
         SPOTree,
+        TreeRL,
         VinePPO,
     )
     from segpo_core.config import TrainConfig
@@ -52,7 +56,7 @@ _DOOR = {
     "afterwards.trained": ("Policy",),
     "algos": (
         "GRPO", "GSPO", "METHODS", "PPO", "RLOO", "SAPO", "SRPO", "CriticMethod", "Method", "SPOChain", "SPOTree",
-        "VinePPO",
+        "VinePPO", "TEMPO", "VCPPO", "EntropyTokens", "TreeRL",
     ),
     "config": ("TrainConfig",),
     "record.store": ("SchemaError",),
@@ -64,9 +68,9 @@ _DOOR = {
 _HOME = {name: module for module, names in _DOOR.items() for name in names}
 
 __all__ = [
-    "GRPO", "GSPO", "METHODS", "PPO", "RLOO", "SAPO", "SRPO", "Credit", "CriticMethod", "Method", "Policy", "Rollouts",
-    "SPOChain", "SPOTree", "SchemaError", "TrainConfig", "Trainer", "VinePPO", "load_reward", "load_task", "recompute",
-    "train",
+    "Credit", "CriticMethod", "EntropyTokens", "GRPO", "GSPO", "METHODS", "Method", "PPO", "Policy", "RLOO",
+    "Rollouts", "SAPO", "SPOChain", "SPOTree", "SRPO", "SchemaError", "TEMPO", "TrainConfig", "Trainer", "TreeRL",
+    "VCPPO", "VinePPO", "load_reward", "load_task", "recompute", "train",
 ]  # fmt: skip
 
 _moved.install()

@@ -26,15 +26,22 @@ def group_relative(
     of the whole batch, as in TRL; `scale="none"` leaves it out (Dr. GRPO). Equal rewards give exactly 0. A
     NaN reward (no verdict) stays out of every statistic and gets advantage 0.
     """
+    return _centre(rewards, *_peers(rewards, group)) / group_scale(rewards, group, scale, eps)
+
+
+def group_scale(
+    rewards: Tensor, group: Tensor, scale: Literal["group", "batch", "none"] = "group", eps: float = 1e-4
+) -> Tensor:
+    """What `group_relative` divides by → [B]."""
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"scale must be 'group', 'batch' or 'none', got {scale!r}")
     scored, peers = _peers(rewards, group)
+    if scale == "none":
+        return torch.ones_like(rewards)
+    if scale == "batch":
+        return (_variance(rewards, scored).sqrt() + eps).expand(rewards.shape)
     centred = _centre(rewards, scored, peers)
-    if scale == "group":
-        spread = (_sum_over(peers, centred.square()) / (peers.sum(1) - 1).clamp(min=1)).sqrt()
-    elif scale == "batch":
-        spread = _variance(rewards, scored).sqrt()
-    return centred if scale == "none" else centred / (spread + eps)
+    return (_sum_over(peers, centred.square()) / (peers.sum(1) - 1).clamp(min=1)).sqrt() + eps
 
 
 def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
@@ -42,6 +49,27 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     scored, peers = _peers(rewards, group)
     size = peers.sum(1)
     return _centre(rewards, scored, peers) * size / (size - 1).clamp(min=1)
+
+
+def prefix_values(completion_ids: Tensor, mask: Tensor, rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """TEMPO: V of every prefix, the mean reward of the group's completions that begin with it → ([B, T + 1], their
+    number, long [B, T + 1]) (arXiv 2509.18314, prefix to tree).
+
+    Column t is the prefix before token t, column T what the whole row is. Beyond a completion's end the last value
+    stays. `completion_ids` is long [B, T]. A NaN reward (no verdict) counts nowhere; NaN where only such begin so.
+    """
+    scored, peers = _peers(rewards, group)
+    row, other = peers.nonzero().unbind(1)  # B · G pairs instead of B · B, for one look at the data
+    shared = ((completion_ids[row] == completion_ids[other]) & mask[row] & mask[other]).int().cumprod(1).sum(1)
+    lengths = mask.sum(1)
+    place = torch.arange(mask.shape[1] + 1, device=mask.device)
+    begins = torch.minimum(place, lengths[row, None]) <= shared[:, None]
+    # Counted from the row's own reward: where all agree, the value is that reward exactly and differences are 0.
+    own = torch.where(scored, rewards, 0)
+    above = torch.where(begins, (rewards[other] - own[row])[:, None], 0)
+    number = torch.zeros(len(mask), len(place), dtype=torch.long, device=mask.device).index_add_(0, row, begins.long())
+    total = above.new_zeros(number.shape).index_add_(0, row, above)
+    return torch.where(number > 0, own[:, None] + total / number.clamp(min=1), torch.nan), number
 
 
 # --- rewards at tokens ----------------------------------------------------------------------------
@@ -155,6 +183,24 @@ def tree_advantages(
     if normalize:
         difference = difference / ((children_sum(difference.square()) / children).sqrt()[up] + eps)
     return values, difference
+
+
+def tree_rl_advantages(parent: Tensor, values: Tensor, depth: int | None = None) -> Tensor:
+    """TreeRL: [(V(n) − V(root)) + (V(n) − V(parent))] / √(leaves under n) of every node → [N], 0 at a root.
+
+    `parent` and `depth` as in `tree_advantages`, which gives `values` [N] (arXiv 2506.11902, section 3.3).
+    """
+    depth = _depth(parent) if depth is None else depth
+    root, up = parent < 0, parent.clamp(min=0)
+    origin = torch.where(root, torch.arange(len(parent), device=parent.device), up)
+    leaf = torch.zeros_like(values).scatter_add(0, up, torch.where(root, 0.0, 1.0).to(values)) == 0
+    leaves = leaf.to(values.dtype)
+    for _ in range(depth):  # each pass brings the root one level closer, and the counts one level up
+        origin = origin[origin]
+        below = torch.zeros_like(leaves).scatter_add(0, up, torch.where(root, 0, leaves))
+        leaves = torch.where(leaf, 1, below)
+    difference = 2 * values - values[origin] - values[up]
+    return torch.where(root, 0, difference / leaves.clamp(min=1).sqrt())
 
 
 # --- statistics -----------------------------------------------------------------------------------

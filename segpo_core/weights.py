@@ -18,6 +18,14 @@ def probability_mask(probs: Tensor, mask: Tensor, threshold: float = 0.9) -> Ten
     return mask & (probs < threshold)
 
 
+def top_entropy(entropy: Tensor, mask: Tensor, fraction: float = 0.2) -> Tensor:
+    """The ⌈fraction · n⌉ tokens of highest entropy among the n of the whole batch, bool [B, T] (arXiv 2506.01939).
+
+    Of two tokens with equal entropy the earlier one is taken, row by row.
+    """
+    return _largest(torch.where(mask, entropy, -torch.inf).view(1, -1), mask.view(1, -1), fraction).view(mask.shape)
+
+
 def role_weights(
     perception_contrast: Tensor | None,
     reasoning_contrast: Tensor | None,
@@ -66,3 +74,17 @@ def role_weights(
 
     w = torch.where(mask, torch.where(speaks, w, 1), 0)
     return w * mask.sum(1, keepdim=True) / w.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+# --- inside ---------------------------------------------------------------------------------------
+
+
+def _largest(x: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """The ⌈fraction · n⌉ largest of a row's n masked numbers, bool [B, T]; `x` is −inf elsewhere."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is the share of tokens that are kept, above 0 and up to 1; got {fraction}")
+    order = x.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(x.shape[1], device=x.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    # 0.7 · 10 is 7.000000000000001 in floating point; the small step back keeps the ceiling at 7.
+    return mask & (rank < (mask.sum(1, keepdim=True).double() * fraction - 1e-9).ceil())

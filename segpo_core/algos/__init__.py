@@ -1,6 +1,7 @@
 """The methods, one paper a file."""
 
 from segpo_core.algos.base import CriticMethod, Method
+from segpo_core.algos.entropy_tokens import EntropyTokens
 from segpo_core.algos.grpo import GRPO
 from segpo_core.algos.gspo import GSPO
 from segpo_core.algos.ppo import PPO
@@ -9,23 +10,34 @@ from segpo_core.algos.sapo import SAPO
 from segpo_core.algos.spo_chain import SPOChain
 from segpo_core.algos.spo_tree import SPOTree
 from segpo_core.algos.srpo import SRPO
+from segpo_core.algos.tempo import TEMPO
+from segpo_core.algos.treerl import TreeRL
+from segpo_core.algos.vcppo import VCPPO
 from segpo_core.algos.vineppo import VinePPO
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PPO, RLOO, GRPO, GSPO, VinePPO, SPOChain, SPOTree, SAPO, SRPO)
-}
+    method.name: method
+    for method in (
+        PPO, RLOO, GRPO, GSPO, VinePPO, SPOChain, SPOTree, SAPO, SRPO,
+        VCPPO, EntropyTokens, TEMPO, TreeRL,
+    )
+}  # fmt: skip
 
 __all__ = [
+    "CriticMethod",
+    "EntropyTokens",
     "GRPO",
     "GSPO",
     "METHODS",
+    "Method",
     "PPO",
     "RLOO",
     "SAPO",
-    "SRPO",
-    "CriticMethod",
-    "Method",
     "SPOChain",
     "SPOTree",
+    "SRPO",
+    "TEMPO",
+    "TreeRL",
+    "VCPPO",
     "VinePPO",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from segpo_core.algos.base import Method, rewards_of
@@ -73,6 +74,10 @@ class SPOTree(Method):
 
         return grow_tree(sampler, prompts, self.branch, self.segment_tokens, stream, first, self.rows_per_batch)
 
+    def of_nodes(self, parent: Tensor, values: Tensor, advantage: Tensor) -> Tensor:
+        """Â of every node, float32 [N], from the tree's parents and values; `advantage` is V(n) − V(parent)."""
+        return advantage
+
     def credit(self, rollouts: Rollouts) -> Credit:
         """Â(n) = V(n) − V(parent of n); V of a leaf is its reward, of any other node the mean of its children.
 
@@ -87,6 +92,7 @@ class SPOTree(Method):
         judged = torch.where(r.isnan()[:, None], -1, rollouts.node_ids)
         tree, node = tree_of(judged, rollouts.group)
         values, errors, advantage = node_credit(tree.parent, leaf_rewards(node, r, len(tree.parent)), self.normalize)
+        advantage = self.of_nodes(tree.parent, values, advantage)
 
         # One more node, of -1, has no number: also where no tree has any other.
         values, errors, advantages = (pad(x, (0, 1), value=torch.nan) for x in (values, errors, advantage))

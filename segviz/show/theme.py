@@ -51,6 +51,10 @@ METHODS = {
     "srpo": "SRPO",
     "spo_chain": "SPO-chain",
     "spo_tree": "SPO-tree",
+    "vcppo": "VC-PPO",
+    "entropy_tokens": "80/20 (high-entropy tokens)",
+    "tempo": "TEMPO",
+    "treerl": "TreeRL",
 }
 
 

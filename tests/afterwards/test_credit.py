@@ -66,7 +66,7 @@ def test_the_runs_own_method_gives_what_was_recorded(llava, tmp_path, algo):
 
 
 def test_every_other_method(with_critic):
-    names = [name for name in METHODS if name != "spo_tree"]
+    names = [name for name, method in METHODS.items() if not issubclass(method, SPOTree)]
     assert main(["credit", str(with_critic), "--method", ",".join(names), "--steps", "1, 2"]) == 0
     table = store.read_credit(with_critic)
     assert table.schema.names == store.CREDIT_SCHEMA.names and table.num_rows == 2 * 8 * len(names)
@@ -134,7 +134,7 @@ def test_problems_come_back_as_they_were(without_critic):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--method", "sappo"], "unknown method 'sappo'; known: grpo"),
+        (["--method", "sappo"], "unknown method 'sappo'; known: entropy_tokens"),
         (["--method", "spo_tree"], "SPO-tree cannot be computed"),
         (["--method", "grpo,sapo"], "has no critic; these can: rloo, grpo, gspo, vineppo, spo_chain, srpo"),
         (["--method", "grpo", "--steps", "7"], "no rollouts of step 7; recorded: [1]"),

@@ -105,7 +105,7 @@ def test_what_was_not_measured_is_asked_for(method):
     rollouts = batch([3, 2], [1.0, 0.0])
     for name, value in missing.items():
         setattr(rollouts, name, value)
-    if method.name in ("rloo", "grpo", "gspo"):
+    if method.name in ("rloo", "grpo", "gspo", "tempo", "entropy_tokens"):
         method.credit(rollouts)
     else:
         with pytest.raises(ValueError, match="these rollouts .*; .*choose"):

@@ -1,0 +1,109 @@
+"""The credit of the neighbouring methods against slow, obvious loops, and what must always hold."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segpo_core.advantages import group_relative, prefix_values, tree_advantages, tree_rl_advantages
+from segpo_core.types import pad_rows
+from segpo_core.weights import top_entropy
+
+nan = float("nan")
+rewards_of = st.sampled_from([0.0, 0.1, 0.7, 1.0, nan])
+
+
+@st.composite
+def groups(draw):
+    """(rows of ids, rewards, groups): a small alphabet, so that prefixes are shared; row of any length, 1 up."""
+    rows = draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=7))
+    return rows, [draw(rewards_of) for _ in rows], [draw(st.integers(0, 1)) for _ in rows]
+
+
+@given(groups())
+def test_prefix_values(case):
+    rows, rewards, group = case
+    ids = pad_rows([torch.tensor(row) for row in rows], 1)  # a pad id that is also a token
+    mask = pad_rows([torch.ones(len(row), dtype=torch.bool) for row in rows])
+    values, number = prefix_values(ids, mask, torch.tensor(rewards, dtype=torch.float64), torch.tensor(group))
+    for b, row in enumerate(rows):
+        for t in range(ids.shape[1] + 1):
+            prefix = row[:t]
+            like = [
+                r
+                for other, r, g in zip(rows, rewards, group, strict=True)
+                if g == group[b] and other[: len(prefix)] == prefix and not math.isnan(r)
+            ]
+            assert number[b, t] == len(like)
+            expected = sum(like) / len(like) if like else nan
+            assert values[b, t].item() == pytest.approx(expected, abs=1e-12, nan_ok=True)
+            if like and len(set(like)) == 1 and not math.isnan(rewards[b]):
+                assert values[b, t].item() == rewards[b], "equal rewards: exactly that reward"
+
+
+@given(groups())
+def test_prefix_values_telescope(case):
+    """Along a completion the differences sum to what its end is worth above the group's mean."""
+    rows, rewards, group = case
+    ids = pad_rows([torch.tensor(row) for row in rows])
+    mask = pad_rows([torch.ones(len(row), dtype=torch.bool) for row in rows])
+    r, g = torch.tensor(rewards, dtype=torch.float64), torch.tensor(group)
+    values, _ = prefix_values(ids, mask, r, g)
+    centred = group_relative(r, g, "none")
+    scored = ~r.isnan()
+    torch.testing.assert_close((r - values[:, 0])[scored], centred[scored])
+    alone = scored & torch.tensor([rows.count(row) == 1 and not any(o[: len(row)] == row for o in rows if o is not row)
+                                   for row in rows])  # fmt: skip
+    torch.testing.assert_close(values[alone, -1], r[alone])
+
+
+@st.composite
+def forests(draw):
+    """(parents, leaf rewards) of a forest: every node's parent stands before it."""
+    parent = [-1]
+    for n in range(1, draw(st.integers(1, 12))):
+        parent.append(draw(st.integers(-1, n - 1)))
+    return parent, [draw(st.sampled_from([0.0, 0.5, 1.0])) for _ in parent]
+
+
+@given(forests())
+def test_tree_rl_advantages(case):
+    parent, rewards = case
+    up = torch.tensor(parent)
+    values, _ = tree_advantages(up, torch.tensor(rewards, dtype=torch.float64))
+    found = tree_rl_advantages(up, values)
+
+    def leaves(n: int) -> int:
+        children = [c for c, p in enumerate(parent) if p == n]
+        return sum(map(leaves, children)) if children else 1
+
+    for n, p in enumerate(parent):
+        root = n
+        while parent[root] >= 0:
+            root = parent[root]
+        v = values.tolist()
+        expected = 0.0 if p < 0 else ((v[n] - v[root]) + (v[n] - v[p])) / math.sqrt(leaves(n))
+        assert found[n].item() == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.5, 2.0]), min_size=1, max_size=6), min_size=1, max_size=5),
+       st.sampled_from([0.05, 0.2, 0.5, 0.7, 1.0]))  # fmt: skip
+def test_top_entropy(rows, fraction):
+    entropy, mask = (
+        pad_rows([torch.tensor(row) for row in rows], nan),
+        pad_rows([torch.ones(len(r)).bool() for r in rows]),
+    )
+    kept = top_entropy(entropy, mask, fraction)
+    flat = sorted((-h, b, t) for b, row in enumerate(rows) for t, h in enumerate(row))
+    expected = flat[: math.ceil(round(len(flat) * fraction, 9))]
+    assert {(b, t) for b, t in kept.nonzero().tolist()} == {(b, t) for _, b, t in expected}
+
+
+def test_a_share_of_nothing_or_of_more_than_all_is_refused():
+    for fraction in (0.0, 1.1, nan):
+        with pytest.raises(ValueError, match="share of tokens"):
+            top_entropy(torch.zeros(1, 2), torch.ones(1, 2).bool(), fraction)
