@@ -215,7 +215,8 @@ def test_filters_sort_and_pages(visit, app):
     expect(panel.locator("th.c-tokens")).to_have_attribute("aria-sort", "descending")
     page.wait_for_function(  # the arrow turns at once, the rows come from the server
         """() => {
-          const cells = document.querySelector("segpo-rollouts").shadowRoot.querySelectorAll("td.c-number:nth-child(8)");
+          const root = document.querySelector("segpo-rollouts").shadowRoot;
+          const cells = root.querySelectorAll("td.c-number:nth-child(8)");
           const tokens = [...cells].map((cell) => Number(cell.innerText));
           return tokens.length > 0 && tokens.every((n, i) => i === 0 || n <= tokens[i - 1]);
         }"""
