@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -28,19 +28,23 @@ def wanted(accelerator: Accelerator) -> bool:
     return asked or accelerator.distributed_type == DistributedType.FSDP
 
 
-def shard(network: nn.Module, accelerator: Accelerator) -> None:
+def shard(network: nn.Module, accelerator: Accelerator, dtype: torch.dtype = torch.float32) -> None:
     """Split the network over all processes: each layer that must not be cut is a unit, the rest is one.
 
-    Call it before the optimizer is made: parameters become others. `whole` afterwards.
+    Call it before the optimizer is made: parameters become others. `whole` afterwards. Where the network computes in
+    another `dtype` than float32, its parts stay float32 and are rounded as they are gathered; so the optimizer works in
+    float32. The value head computes in float32 in any case.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     blocks = set(getattr(network.model, "_no_split_modules", None) or ())
+    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy() if dtype == torch.float32 else mixed
     for module in [m for m in network.modules() if type(m).__name__ in blocks]:
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     head = getattr(network, "value_head", None)
     if head is not None and any(True for _ in head.parameters()):
         fully_shard(head, mesh=mesh)  # float32 also beside a network of lower precision
-    fully_shard(network, mesh=mesh)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
     network._get_fsdp_state()._lazy_init()  # the root must be known before a part of it runs alone, as in sampling
     network.set_reshard_after_backward(False)
     for unit in units(network):

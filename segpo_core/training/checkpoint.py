@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on exactly.
 
     checkpoints/step-000050/
-      config.json, model.safetensors, tokenizer …   loads with `from_pretrained`, or with `--model_name_or_path`
+      config.json, model.safetensors, tokenizer …   loads with `from_pretrained`, or with `--model_name_or_path`;
+                                                    what was trained is float32, whatever the network computed in
       critic.safetensors                            the critic's own parameters, where there is a critic
       optimizer.pt                                  AdamW's moments
       trainer.json                                  the step, and what a resumed run must agree on

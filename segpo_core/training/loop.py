@@ -27,7 +27,7 @@ from segpo_core.policy.load import (
     load_processor,
     suppressed_token_ids,
 )
-from segpo_core.policy.sharding import optimizer_state, whole_state
+from segpo_core.policy.sharding import optimizer_state
 from segpo_core.record.rows import rollout_rows
 from segpo_core.record.store import Recorder, SchemaError, forget_after, image_digest, read_manifest
 from segpo_core.sampling.chains import RewardOf, estimate_values
@@ -324,7 +324,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         # parts of both may lie in other processes
-        weights, moments = whole_state(self.network), optimizer_state(self.learner.optimizer)
+        weights, moments = self.learner.weights(), optimizer_state(self.learner.optimizer)
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor,

@@ -27,6 +27,7 @@ from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import find_model, load_model, make_reference, reference_context, suppressed_token_ids
 from segpo_core.sampling.packing import can_pack, pack
 from segpo_core.training import checkpoint
+from segpo_core.training.masters import Masters
 from segpo_core.training.together import everyone
 from segpo_core.types import Credit, Rollouts
 
@@ -66,8 +67,14 @@ def build_network(
         config: what to train.
         processor: the model's.
         start_from: a checkpoint that holds the policy's weights; None: the model as it was.
+
+    Returns:
+        (network, reference). Without LoRA the network's weights are float32, and `Learner` rounds them to the config's
+        dtype; the reference is rounded already.
     """
-    source, dtype = find_model(config.model_name_or_path), getattr(torch, config.dtype)
+    source, computed = find_model(config.model_name_or_path), getattr(torch, config.dtype)
+    # What is trained is kept in float32 (see masters.py); what an adapter sits on is not.
+    dtype = computed if config.use_peft else torch.float32
     if config.use_peft and start_from is not None:
         model = PeftModel.from_pretrained(load_model(source, dtype), start_from, is_trainable=True).eval()
     else:
@@ -86,7 +93,9 @@ def build_network(
     if config.algo.beta == 0 or config.use_peft:
         return network, None
     origin = model if start_from is None else load_model(source, dtype)
-    return network, ActorCritic(make_reference(origin), suppressed, config.temperature)
+    reference = ActorCritic(make_reference(origin), suppressed, config.temperature)
+    Masters(reference, computed)
+    return network, reference
 
 
 class Learner:
@@ -105,11 +114,16 @@ class Learner:
         self.reference = None if reference is None else reference.to(accelerator.device)
         network.to(accelerator.device)
         self.sharded = sharding.wanted(accelerator)
+        dtype = torch.float32 if config.use_peft else getattr(torch, config.dtype)
+        self.masters = None
         if self.sharded:
-            sharding.shard(network, accelerator)
+            sharding.shard(network, accelerator, dtype)  # FSDP keeps masters itself
+        elif dtype != torch.float32:
+            self.masters = Masters(network, dtype)
         rate = config.learning_rate
         critic_rate = getattr(self.method, "critic_rate", rate)
         groups = network.groups(rate, critic_rate, config.weight_decay)
+        groups = groups if self.masters is None else self.masters.groups(groups)
         self.policy_parameters = groups[0]["params"]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, config.adam_beta2))
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -126,6 +140,15 @@ class Learner:
         self.wrapped = self.network
         self.accelerator.free_memory()
         gc.collect()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state as it is learnt: whole tensors, and masters where there are some. Every process must call
+        it."""
+        state = sharding.whole_state(self.network)
+        if self.masters is not None:
+            for name, parameter in self.network.named_parameters(remove_duplicate=False):
+                state[name] = self.masters.of.get(parameter, state[name])
+        return state
 
     # --- micro-batches --------------------------------------------------------------------------------------------
 
@@ -229,6 +252,9 @@ class Learner:
                 loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
+            # DDP exchanges what has gathered in the network's own gradients, with the last pass.
+            if self.masters is not None and (i + 1 == len(batch) or self.accelerator.num_processes == 1):
+                self.masters.take_gradients()
             stats.append(numbers)
         stats = everyone(stats)
         warming = step <= getattr(method, "critic_warmup_steps", 0)
@@ -236,11 +262,14 @@ class Learner:
             if warming:
                 for parameter in self.policy_parameters:
                     parameter.grad = None
-            norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm or float("inf"))
+            learnt = [p for group in self.optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(learnt, self.config.max_grad_norm or float("inf"))
             norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             if norm == norm and norm != float("inf"):
                 if items > 0:
                     self.optimizer.step()
+                    if self.masters is not None:
+                        self.masters.give_back()
             else:
                 log.warning("step %d: the gradient is not finite; this update was skipped", step)
             self.optimizer.zero_grad()

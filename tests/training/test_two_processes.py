@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
@@ -115,6 +116,21 @@ def test_split_gradients_and_moments_change_nothing(llava, tmp_path, method):
     run(llava, tmp_path / "two", 2, *size, *parts, "--max-steps", "2", "--resume", ACCELERATE_USE_FSDP="true")
     run(llava, tmp_path / "one", 1, *size, "--per-device-train-batch-size", "4", "--max-steps", "2")
     same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", ["false", "true"])
+def test_bfloat16_learns_in_two_processes(llava, tmp_path, fsdp):
+    """Over a checkpoint, at a rate below the resolution of bfloat16: float32 weights behind it, and they move."""
+    size = ["--method", "sapo", "--dtype", "bfloat16", "--per-device-train-batch-size", "2"]
+    size += ["--gradient-accumulation-steps", "2", "--learning-rate", "1e-6"]
+    run(llava, tmp_path / "run", 2, *size, "--max-steps", "1", ACCELERATE_USE_FSDP=fsdp)
+    run(llava, tmp_path / "run", 2, *size, "--max-steps", "2", "--resume", ACCELERATE_USE_FSDP=fsdp)
+    first, last = (load_file(p / "model.safetensors") for p in checkpoint.listed(tmp_path / "run" / "checkpoints"))
+    assert {value.dtype for value in last.values()} == {torch.float32}
+    moved = torch.cat([(last[name] != first[name]).flatten() for name in first])
+    assert float(moved.float().mean()) > 0.5
+    assert metrics(tmp_path / "run")[2, "sampling_logp_difference"] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from segpo_core.advantages import gae
 from segpo_core.algos import GRPO, PPO, SAPO
 from segpo_core.algos.base import without_cut
+from segpo_core.policy.inputs import Prompts
 from segpo_core.training.loop import Trainer
 from tests.algos.test_bad_method_input import batch
 from tests.fakes import families
@@ -110,3 +111,70 @@ def test_the_critic_may_have_a_lambda_of_its_own(method):
 def test_settings_of_the_critic_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PPO(**wrong)
+
+
+# --- bfloat16 ---------------------------------------------------------------------------------------------------
+
+
+def learnt(model, out, dtype: str, **changes) -> tuple[Trainer, torch.Tensor]:
+    """A trainer after its run, and how far its run moved the policy's weights, in one row."""
+    trainer = trainer_for(model, out, changes.pop("algo", GRPO()), dtype=dtype, max_steps=3, **changes)
+    before = {name: value.detach().clone().float() for name, value in trainer.learner.weights().items()}
+    trainer.run()
+    after = trainer.learner.weights()
+    return trainer, torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)])
+
+
+def test_bfloat16_learns_what_float32_learns_at_a_tiny_rate(llama, tmp_path):
+    """Steps far below the resolution of bfloat16 add up. The two runs part as their samples do; the first step is the
+    same but for rounding."""
+    (_, exact), (trainer, rounded) = (
+        learnt(llama, tmp_path / dtype, dtype, learning_rate=1e-6) for dtype in ("float32", "bfloat16")
+    )
+    assert {p.dtype for p in trainer.network.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in trainer.learner.weights().values()} == {torch.float32}
+    share = [float((change != 0).float().mean()) for change in (exact, rounded)]
+    assert share[1] == pytest.approx(share[0], abs=0.02) and share[0] > 0.5
+    assert float(rounded.norm()) == pytest.approx(float(exact.norm()), rel=0.2)
+
+
+def test_one_update_in_bfloat16_points_where_float32_points(llama, tmp_path):
+    """Of the same rollouts. Adam's first step is a sign, so gradients near zero part."""
+    changes, rollouts, credit = [], None, None
+    for dtype in ("float32", "bfloat16"):
+        trainer = trainer_for(llama, tmp_path / dtype, GRPO(), dtype=dtype, learning_rate=1e-6)
+        before = {name: value.detach().clone() for name, value in trainer.learner.weights().items()}
+        trainer.step = 1
+        if rollouts is None:
+            trainer.train_step()
+            rollouts, credit = trainer.last
+        else:
+            prompts = Prompts.build(trainer.examples()[0], trainer.processor, trainer.network.model.config)
+            trainer.learner.update(rollouts, credit, trainer.learner.micro_batches(rollouts, prompts, 1), 1)
+        after = trainer.learner.weights()
+        changes.append(torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)]))
+    assert float(torch.cosine_similarity(*changes, dim=0)) > 0.8
+    network = trainer.network.state_dict()
+    assert all(torch.equal(network[name], value.to(network[name].dtype)) for name, value in after.items())
+
+
+@pytest.mark.parametrize("algo", [GRPO(beta=0.01), SAPO(), SAPO(critic="model")], ids=["kl", "head", "model"])
+def test_bfloat16_resumes_as_if_never_interrupted(llama, tmp_path, algo):
+    settings = dict(dtype="bfloat16", per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    straight = trainer_for(llama, tmp_path / "straight", algo, max_steps=2, **settings)
+    straight.run()
+    trainer_for(llama, tmp_path / "run", algo, max_steps=1, **settings).run()
+    again = trainer_for(llama, tmp_path / "run", algo, max_steps=2, resume=True, **settings)
+    again.run()
+    mine, theirs = again.learner.weights(), straight.learner.weights()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    moments = [t.learner.optimizer.state_dict()["state"] for t in (again, straight)]
+    assert {v.dtype for entry in moments[0].values() for v in entry.values()} == {torch.float32}
+    assert all(torch.equal(moments[0][n][k], v) for n, entry in moments[1].items() for k, v in entry.items())
+
+
+def test_lora_in_bfloat16_stays_as_it_was(llama, tmp_path):
+    trainer = trainer_for(llama, tmp_path / "run", GRPO(), dtype="bfloat16", use_peft=True, lora_r=4)
+    assert trainer.learner.masters is None
+    assert {p.dtype for p in trainer.network.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in trainer.network.parameters() if not p.requires_grad} == {torch.bfloat16}
