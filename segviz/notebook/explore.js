@@ -98,3 +98,6 @@ async function drawStatus(data) {
     h("p", {}, h("span", { class: "lamp", "aria-hidden": "true" }, data.mark), h("b", {}, data.word), " ", visible(data.words)),
     data.notes.map((note) => h("p", { class: "notice" }, visible(note))));
 }
+
+DRAW.list = drawList;
+DRAW.status = drawStatus;

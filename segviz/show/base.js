@@ -5,6 +5,9 @@
 
 // --- small tools ------------------------------------------------------------------------------------------------
 
+/** Kind of data -> what draws it, (data, bus) -> element. Every view adds its own at the end of its file. */
+const DRAW = {};
+
 const SVG = "http://www.w3.org/2000/svg";
 
 function build(node, attributes, children) {

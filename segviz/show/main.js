@@ -1,21 +1,4 @@
-// The last part: what kind of data is drawn by what.
-
-const DRAW = {
-  ribbon: drawRibbonPage,
-  staircase: drawStaircasePage,
-  compare: drawComparePage,
-  group: drawGroupPage,
-  board: drawBoardPage,
-  report: drawReport,
-  together: drawTogether,
-  tree: drawTreePage,
-  roles: drawRolesPage,
-  counterfactual: drawCounterfactual,
-  boundaries: drawBoundaries,
-  forensics: drawForensics,
-  list: drawList,
-  status: drawStatus,
-};
+// The last part: several views on one page, and what draws any of them into a page or a notebook.
 
 /** Several views on one page, linked. */
 async function drawTogether(data, bus) {
@@ -23,6 +6,8 @@ async function drawTogether(data, bus) {
   for (const part of data.parts) page.append(h("section", { class: "part", "data-kind": part.kind }, await DRAW[part.kind](part, bus)));
   return page;
 }
+
+DRAW.together = drawTogether;
 
 /**
  * Draws into `el`.

@@ -102,13 +102,8 @@ def rgba(size: int) -> str:
     return f"rgba({red},{green},{blue},{alpha(abs(size))})" if size else "transparent"
 
 
-#: Views with a script and a style of their own, files of that name in `views/`. Later styles go before earlier ones.
-VIEWS = (
-    "ribbon", "staircase", "compare", "groups", "board", "report", "tree", "roles", "counterfactual", "boundaries",
-    "forensics",
-)  # fmt: skip
-#: Files of the one page that all views share a module and a sheet in, in the order in which they are joined.
-PARTS = ("show/base", "parts/tokens", *(f"views/{name}" for name in VIEWS), "notebook/explore", "show/main")
+#: What is joined to the one ES module and the one style sheet that all views share, in this order.
+PARTS = ("show/base", "parts/*", "views/*", "notebook/*", "show/main")
 
 #: Where a host says which of the two it is; elsewhere the system decides.
 _LIGHT_HOSTS = '[data-jp-theme-light="true"] .segviz,[data-segviz-theme="light"] .segviz,.vscode-light .segviz'
@@ -147,10 +142,9 @@ def css() -> str:
 
 
 def _static(suffix: str) -> list[str]:
-    """The texts of `PARTS` that there are with that suffix."""
+    """The texts of the files of `PARTS` with that suffix; within a room by name."""
     package = Path(__file__).parent.parent
-    files = [package / (name + suffix) for name in PARTS]
-    return [file.read_text(encoding="utf-8") for file in files if file.exists()]
+    return [file.read_text(encoding="utf-8") for part in PARTS for file in sorted(package.glob(part + suffix))]
 
 
 def _sizes() -> Iterable[int]:

@@ -33,12 +33,12 @@ render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent
 
 @dataclass(frozen=True)
 class View:
-    """Something to look at. Scripts in static/ draw `data` in a browser; `fallback` is for places without scripts.
+    """Something to look at. Scripts in `views/` draw `data` in a browser; `fallback` is for places without scripts.
 
     The script exports `render({model, el, data})`, so a notebook widget can show the same data with the same code.
     """
 
-    kind: str  #: what draws it: "ribbon", "board", … (see static/main.js)
+    kind: str  #: what draws it: "ribbon", "board", … (`DRAW` in the scripts)
     title: str
     data: Mapping[str, Any] = field(repr=False)  #: JSON-able
     fallback: str = field(default="", repr=False)  #: static HTML, escaped, styles inline

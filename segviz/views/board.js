@@ -224,3 +224,5 @@ function chartWords(chart, panel, lines) {
   return visible(`${chart.title}${panel ? `, ${panel}` : ""}: ` + lines.map((l) =>
     `${l.label ? `${l.label} ` : ""}from ${show(l.y[0])} at step ${l.x[0]} to ${show(l.y.at(-1))} at step ${l.x.at(-1)}`).join("; "));
 }
+
+DRAW.board = drawBoardPage;

@@ -175,3 +175,5 @@ function pointBoundary(view, t) {
   view.read.replaceChildren(h("b", { dir: "auto" }, h("bdi", {}, words || "(empty)")), ` ${told.join(" · ")}`);
   return el;
 }
+
+DRAW.boundaries = drawBoundaries;

@@ -241,3 +241,5 @@ function diffTell(view, t) {
       h("dd", {}, said(m), diffCuts(m) ? h("span", {}, ` segment ${m.segmentOf(t) + 1}/${m.segments}`) : null))),
     k.apart ? h("div", {}, h("dt", {}, "≠ disagreement"), h("dd", {}, k.apart[t] > 0 ? num(k.apart[t], 2) : "none")) : null));
 }
+
+DRAW.compare = drawComparePage;

@@ -133,3 +133,5 @@ function cfWalk(event, lists) {
   list.forEach((other) => other.setAttribute("tabindex", other === next ? 0 : -1));
   next.focus();
 }
+
+DRAW.counterfactual = drawCounterfactual;

@@ -135,3 +135,5 @@ function heaviest(data, bus) {
     h("div", { class: "fo-scroll", tabindex: 0, role: "region", "aria-label": "The heaviest segments" },
       h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)))), body)));
 }
+
+DRAW.forensics = drawForensics;

@@ -114,3 +114,5 @@ function groupLegend(data) {
     h("span", {}, "✓ ✗ ", data.rows.some((row) => row.right !== null) ? "answer right or wrong" : "reward above zero or not"),
     h("span", {}, "bar: the completion, thin while it is shared with that sibling"), h("span", {}, data.window));
 }
+
+DRAW.group = drawGroupPage;

@@ -77,3 +77,5 @@ function strip(levels) {
   svg.append(s("rect", { x: 0, y: 10.6, width: Math.max(1, levels.length), height: 0.8, class: "zero" }));
   return svg;
 }
+
+DRAW.report = drawReport;

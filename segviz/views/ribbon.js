@@ -405,3 +405,5 @@ function inspect(view, t) {
 }
 
 const signed4 = (x) => (x > 0 ? "+" : "") + num(x, 4);
+
+DRAW.ribbon = drawRibbonPage;

@@ -263,3 +263,5 @@ function listenRoles(view) {
     chooseToken(view, Math.max(0, chosen.token), false);
   });
 }
+
+DRAW.roles = drawRolesPage;

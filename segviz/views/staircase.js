@@ -264,3 +264,5 @@ function stairLegend(k, data, own) {
   ];
   return h("div", { class: "stairkey" }, h("div", { class: "legend" }, items), data.notes.map((note) => h("p", { class: "quiet" }, note)));
 }
+
+DRAW.staircase = drawStaircasePage;

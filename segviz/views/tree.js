@@ -373,3 +373,5 @@ async function openPath(view, i) {
   }
   bus.select({ key: keyOf(key), token: place < 0 ? 0 : data.paths[sample][place][1], segment: Math.max(0, place), node: nodes[i].node, from: view });
 }
+
+DRAW.tree = drawTreePage;
