@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segviz.parts.heading import pictures
+from segviz.parts.scoreboard import scoreboard, sentence
 from segviz.parts.tokens import LONG
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import RolloutTable, Run
@@ -82,6 +83,7 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     for item in board["rollouts"]:
         embed((item["step"], item["group"], item["sample"]))
     title = f"{run.name} · {run.method_label}"
+    found = scored(run)
     data = {
         "kind": "report",
         "title": tidy(title),
@@ -89,6 +91,7 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         "method": run.method_label,
         "facts": facts(run),
         "headline": headline(run),
+        "found": found,
         "board": board,
         "gallery": gallery,
         "ribbons": drawn,
@@ -96,7 +99,18 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         "problems": run.problems,
     }
     lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in data["facts"])
-    return View("report", title, data, f"<h3>{escape(title)}</h3><ul>{lines}</ul>")
+    answer = f"<p>{escape(found['said'])}</p>" if found else ""
+    return View("report", title, data, f"<h3>{escape(title)}</h3>{answer}<ul>{lines}</ul>")
+
+
+def scored(run: Run) -> dict[str, Any] | None:
+    """Whether the run's credit finds the first true error, with the answer in words as `said`; None where the run has
+    no wrong completion whose error is known, or its rollouts cannot be read (`Run.problems` says so)."""
+    try:
+        found = scoreboard(run)
+    except (ValueError, OSError):
+        return None
+    return found and found | {"said": sentence(found)}
 
 
 def listed(run: Run, board: dict[str, Any], steps: set[int]) -> list[dict[str, Any]]:
