@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime
@@ -73,20 +74,36 @@ def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | Non
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--method")
+    first.add_argument("--dataset-args", "--dataset_args", nargs="*", default=[])
     known, rest = first.parse_known_args(argv)
     settings = dict(defaults or {})
     if known.config:
         settings |= load_yaml(known.config)
+    if known.dataset_args:
+        settings["dataset_args"] = {**settings.get("dataset_args", {}), **_pairs(known.dataset_args)}
     config = from_dict(settings, known.config or "the settings", known.method)
-    return tyro.cli(
+    # tyro would make a flag of every name in it, some of which are fields of the run
+    args_of_data, config.dataset_args = config.dataset_args, {}
+    config = tyro.cli(
         TrainConfig,
         default=config,
         args=rest,
         prog=prog,
         description=f"{TrainConfig.__doc__} --config FILE reads settings from YAML; flags go before it. "
+        "--dataset-args NAME VALUE … gives settings of the data set, such as: prompt_column question. "
         f"The method's own settings are those of {config.algo.title}; --method NAME shows another's.",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
     )
+    config.dataset_args = args_of_data
+    return config
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    """NAME VALUE NAME VALUE … or NAME=VALUE …"""
+    flat = [part for word in words for part in (word.split("=", 1) if re.match(r"\w+=", word) else [word])]
+    if len(flat) % 2:
+        raise ValueError(f"--dataset-args takes pairs of a name and a value; {flat[-1]!r} has no value")
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _train(argv: list[str]) -> int:
@@ -202,6 +219,9 @@ def _evaluate(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="segpo evaluate", description="Measure a model on held-out problems (JSON).")
     parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="model directory, such as a run's checkpoint")
     parser.add_argument("--dataset", default="shapes")
+    parser.add_argument(
+        "--dataset-args", nargs="*", default=[], metavar="NAME VALUE", help="settings of the data set, as in train"
+    )
     parser.add_argument("--size", type=int, default=400, help="held-out problems")
     parser.add_argument("--samples", type=int, default=8, help="sampled completions a problem; 0: greedy only")
     parser.add_argument("--max-completion-length", type=int, default=96)
@@ -216,7 +236,7 @@ def _evaluate(argv: list[str]) -> int:
         load.suppressed_token_ids(model, processor),
         max_completion_length=args.max_completion_length,
     )
-    task = load_task(args.dataset)
+    task = load_task(args.dataset, **_pairs(args.dataset_args))
     numbers = evaluate(sampler, task, processor, task.reward_funcs, None, args.size, args.samples)
     print(json.dumps({name: round(value, 4) for name, value in numbers.items()}, indent=2))
     return 0

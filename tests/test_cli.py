@@ -181,3 +181,21 @@ def test_reward_functions_that_fail(llava, data, tmp_path, capsys, body, words):
 def test_weights_for_other_rewards(llava, data, tmp_path, capsys):
     message = fails(capsys, *flags(llava, tmp_path / "run", "--dataset", data, "--reward-weights", "1", "2"))
     assert "2 numbers for 1 reward" in message
+
+
+def test_settings_of_the_data_set_from_the_command_line(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"dataset_args": {"eval_rows": 3, "split": "train"}}))
+    words = ["--dataset-args", "prompt_column", "question", "system_prompt=a: b", "--method", "grpo"]
+    config = parse_train(["--config", str(path), *words])
+    assert config.algo == GRPO()
+    wanted = {"eval_rows": 3, "split": "train", "prompt_column": "question", "system_prompt": "a: b"}
+    assert config.dataset_args == wanted
+    assert parse_train(["--dataset_args", "seed", "3"]).dataset_args == {"seed": "3"}
+    with pytest.raises(ValueError, match="'question' has no value"):
+        parse_train(["--dataset-args", "question"])
+
+
+def test_evaluate_takes_settings_of_the_data_set(data, llava, capsys):
+    said = fails(capsys, "evaluate", str(llava), "--dataset", str(data), "--dataset-args", "prompt_column", "q")
+    assert "has no column 'q'" in said and "set prompt_column" in said

@@ -92,7 +92,7 @@ def rollout_rows(
                 "prompt": _json(example["prompt"]),
                 "images": image_digests[group],
                 "columns": _json({k: v for k, v in example.items() if k not in ("prompt", "images", "answer", "id")}),
-                "answer": None if example.get("answer") is None else str(example["answer"]),
+                "answer": _reference(example.get("answer")),
                 "text": _storable(rollouts.texts[b]),
                 "finished": bool(rollouts.finished[b]),
                 "reward": rewards[b],
@@ -181,3 +181,8 @@ def _json(value: Any) -> str:
 def _storable(text: str) -> str:
     """Parquet strings are UTF-8; a lone surrogate, which a hostile tokenizer can make, becomes U+FFFD."""
     return text.encode("utf-8", errors="replace").decode("utf-8") if not text.isascii() else text
+
+
+def _reference(answer: Any) -> str | None:
+    """The reference answer as text; several, of which any counts, as JSON."""
+    return answer if answer is None or isinstance(answer, str) else _json(answer)

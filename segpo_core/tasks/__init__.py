@@ -21,7 +21,7 @@ class Task(Protocol):
     reward_funcs: list[Callable]  #: TRL's signature
 
     def train(self, index: int) -> dict:
-        """Training problem `index`, modulo the size."""
+        """Training problem `index`; with a size, every stretch of so many numbers holds each problem once."""
 
     def eval(self, index: int) -> dict:
         """Held-out problem `index`, modulo the size; no training problem is among them."""
@@ -51,4 +51,16 @@ def load_task(name_or_path: str, **settings: Any) -> Task:
     known = task.__dataclass_fields__
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"task {name_or_path!r} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
-    return task(**settings)
+    return task(**{setting: _typed(setting, str(known[setting].type), value) for setting, value in settings.items()})
+
+
+def _typed(setting: str, wanted: str, value: Any) -> Any:
+    """A setting of the command line, a text, as what the field wants."""
+    if not isinstance(value, str) or wanted.startswith("str"):
+        return value
+    if wanted.startswith("tuple"):
+        return tuple(value.replace(",", " ").split())
+    try:
+        return {"true": True, "false": False}[value.lower()] if wanted == "bool" else int(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{setting} is {value!r}: it must be of the kind {wanted}") from None

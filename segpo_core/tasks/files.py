@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import date
+from decimal import Decimal
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from segpo_core.tasks.rewards import answer_reward, load_reward, math_reward
@@ -41,6 +45,14 @@ class Rows:
         except Exception as error:  # a data set decodes its images here
             raise ValueError(f"{self.where(i)} cannot be read: {error}") from error
         return row if isinstance(row, dict) else row.to_pylist()[0]
+
+    def column(self, name: str) -> list:
+        """A column's values, without reading the others (which may hold images)."""
+        if isinstance(self.data, list):
+            return [row.get(name) for row in self.data]
+        if isinstance(self.data, _Table):
+            return self.data.table.column(name).to_pylist()
+        return self.data.select_columns([name])[:][name]
 
     def where(self, i: int) -> str:
         return f"{self.source}, line {self.lines[i]}" if self.lines else f"{self.source}, row {i}"
@@ -105,6 +117,7 @@ def read_rows(path: str, split: str, config_name: str | None = None) -> Rows:
                 if split not in data:
                     raise ValueError(f"there is no split {split!r}; there are: {', '.join(data)}")
                 data = data[split]
+            data = data.with_format(None)  # a saved format (torch, numpy) is about other code's needs
             rows = Rows(path, data.column_names, data, place)
     except Exception as error:
         message = str(error) if str(error).startswith(path) else f"{path} cannot be read: {error}"
@@ -130,7 +143,14 @@ class FilesTask:
     eval_split: str | None = None
     """Held-out split of the data set."""
     eval_rows: int | None = None
-    """Without eval_path and eval_split, the last rows are held out: this many (default: a tenth, at most 200)."""
+    """Without eval_path and eval_split, so many of the rows are held out (default: a tenth, at most 200)."""
+    spread_eval: bool = True
+    """Held-out rows are drawn from all over the file, the same ones in every run; false: they are the last rows.
+    Evaluation takes the first of them, in the drawn order."""
+    stratify_by_column: str | None = None
+    """Draw the held-out rows so that each value of this column has its share."""
+    shuffle_dataset: bool = True
+    """Train on the rows in an order drawn anew for each pass over them (by the run's seed); false: in the file's."""
     config_name: str | None = None
     """Configuration of a hub data set."""
     prompt_column: str = "prompt"
@@ -138,7 +158,7 @@ class FilesTask:
     images_column: str | None = None
     """Paths (relative to the file), bytes or images, one or a list. Default: images, or image, if there is one."""
     answer_column: str = "answer"
-    """The reference answer."""
+    """The reference answer: a text, a number or a boolean; of a list any counts; of verl's struct its ground_truth."""
     id_column: str = "id"
     """A stable name of the row; without this column it is the row number."""
     system_prompt: str | None = None
@@ -175,11 +195,23 @@ class FilesTask:
 
     @property
     def _held_out(self) -> int:
-        """Rows at the end of the training data that are held out."""
+        """Rows of the training data that are held out."""
         if self._eval_rows is not self._train_rows:
             return 0
         n = len(self._train_rows)
         return min(200, max(1, n // 10)) if self.eval_rows is None else self.eval_rows
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (to train on, in the file's order; to evaluate on, in the order of evaluation)."""
+        rows, n = self._eval_rows, len(self._eval_rows)
+        strata = None if self.stratify_by_column is None else rows.column(self.stratify_by_column)
+        own = rows is not self._train_rows
+        if not self.spread_eval:
+            return np.arange(self.train_size), np.arange(0 if own else self.train_size, n)
+        drawn = spread(n, strata)
+        return (np.arange(self.train_size), drawn) if own else (
+            np.sort(drawn[self._held_out :]), drawn[: self._held_out])  # fmt: skip
 
     @property
     def train_size(self) -> int:
@@ -194,18 +226,22 @@ class FilesTask:
         if self.reward is not None:
             return [load_reward(self.reward)]
         rows = self._train_rows
-        answers = [str(rows[i].get(self.answer_column)) for i in range(min(len(rows), 100))]
+        if self.answer_column not in rows.columns:
+            return [answer_reward]  # the check of the columns says so
+        answers = [str(answer) for answer in rows.column(self.answer_column)[:: max(1, len(rows) // 100)]]
         mathematical = sum(any(c.isdigit() or c == "\\" for c in answer) for answer in answers)
         return [math_reward if 2 * mathematical >= len(answers) else answer_reward]
 
     def train(self, index: int) -> dict:
-        """Training problem `index`, modulo the size."""
-        return self._example(self._train_rows, index % self.train_size, "train")
+        """Training problem `index`: every stretch of `train_size` numbers is one pass over the rows."""
+        turn, place = divmod(index, self.train_size)
+        if self.shuffle_dataset:
+            place = _order(self.train_size, turn)[place]
+        return self._example(self._train_rows, int(self._split[0][place]), "train")
 
     def eval(self, index: int) -> dict:
         """Held-out problem `index`, modulo the size."""
-        first = len(self._eval_rows) - self.eval_size
-        return self._example(self._eval_rows, first + index % self.eval_size, "eval")
+        return self._example(self._eval_rows, int(self._split[1][index % self.eval_size]), "eval")
 
     def inspect(self, example: Mapping, text: str) -> None:
         """Nothing but the answer is known about a data set's problems."""
@@ -220,18 +256,22 @@ class FilesTask:
         wanted = {"prompt_column": self.prompt_column, "answer_column": self.answer_column}
         if self.images_column is not None:
             wanted["images_column"] = self.images_column
+        if self.stratify_by_column is not None and rows is self._eval_rows:
+            wanted["stratify_by_column"] = self.stratify_by_column
         for setting, column in wanted.items():
             if column not in rows.columns:
                 raise ValueError(
                     f"{rows.source} has no column {column!r}; it has: {', '.join(rows.columns)} (set {setting})"
                 )
-        for i in range(len(rows) if rows.lines else min(len(rows), self.checked_rows)):
-            row = rows[i]
-            for column in (self.prompt_column, self.answer_column):
-                if row.get(column) is None:
+        for column in (self.prompt_column, self.answer_column):
+            for i, value in enumerate(rows.column(column)):
+                if value is None:
                     raise ValueError(f"{rows.where(i)} has no {column!r}")
-            if i < self.checked_rows:
-                self._messages(rows, i, row, len(self._images(rows, i, row)))
+                if column == self.answer_column:
+                    _answer(value, f"{rows.where(i)}: {column!r}")
+        for i in range(min(len(rows), self.checked_rows)):
+            row = rows[i]
+            self._messages(rows, i, row, len(self._images(rows, i, row)))
 
     def _images(self, rows: Rows, i: int, row: Mapping) -> list[Image.Image]:
         """The row's images, in RGB."""
@@ -271,9 +311,59 @@ class FilesTask:
             **{name: value for name, value in row.items() if name not in used},
             "prompt": self._messages(rows, i, row, len(images)),
             "images": images,
-            "answer": str(row[self.answer_column]),
+            "answer": _answer(row[self.answer_column], f"{rows.where(i)}: {self.answer_column!r}"),
             "id": str(row.get(self.id_column) or f"{self.name}/{split}/{i}"),
         }
+
+
+def _answer(value: Any, where: str) -> str | list[str]:
+    """A reference answer as text, or as several texts of which any counts.
+
+    Raises: ValueError that says what is there instead.
+    """
+    if isinstance(value, Mapping) and "ground_truth" in value:  # verl's reward_model
+        value = value["ground_truth"]
+    if isinstance(value, list | tuple) and value:
+        several = [_answer(one, where) for one in value]
+        if all(isinstance(one, str) for one in several):
+            return several[0] if len(several) == 1 else several
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float | Decimal | date) and not value != value:  # NaN is a number table's null
+        if str(value).strip():
+            return str(value)
+        raise ValueError(f"{where} is an empty text; give an answer, or leave the row out")
+    raise ValueError(
+        f"{where} is {_kind(value)}; an answer is a text, a number or a boolean, or a list of these of which any counts"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(str, value)) or 'nothing in it'}"
+    return f"{type(value).__name__} {str(value)[:60]}"
+
+
+def spread(n: int, strata: Sequence | None = None) -> np.ndarray:
+    """The numbers below n in a fixed random order, the same everywhere; with `strata` [n], every beginning of it holds
+    each stratum's share, up to rounding."""
+    order = np.random.default_rng(n).permutation(n)
+    if strata is None:
+        return order
+    sizes = Counter(map(str, strata))
+    seen: Counter = Counter()
+    places = np.empty(n)
+    for position, i in enumerate(order):
+        name = str(strata[i])
+        places[position] = (seen[name] + 0.5) / sizes[name]
+        seen[name] += 1
+    return order[np.argsort(places, kind="stable")]
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, turn: int) -> np.ndarray:
+    """The order of n rows in pass number `turn`."""
+    return np.random.default_rng((n, abs(turn), turn < 0)).permutation(n)
 
 
 def _parts(content: Any) -> list[dict]:

@@ -235,8 +235,8 @@ class Trainer:
         """This process's problems of the step, and the number of its first one over all processes."""
         first = self.rank * self.prompts_per_step
         begin = (self.step - 1) * self.prompts_per_step * self.world + first
-        # Each seed trains on its own stretch of an unlimited split, and in its own order on a limited one.
-        offset = self.config.seed * 1_000_003
+        # Each seed trains on its own stretch of an unlimited split, and on its own passes over a limited one.
+        offset = self.config.seed * 1_000_003 * (self.task.train_size or 1)
         return [self.task.train(begin + i + offset) for i in range(self.prompts_per_step)], first
 
     def reward(self, rollouts: Rollouts, examples: list[dict]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -12,8 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segpo_core.tasks import load_task
+from segpo_core.tasks import load_task as load
+from segpo_core.tasks.files import spread
 from segpo_core.tasks.rewards import answer_reward, format_reward, math_reward
+
+
+def load_task(path: str, **settings):
+    """In the file's order: most tests here look at a certain row."""
+    if path != "shapes":
+        settings = {"shuffle_dataset": False, "spread_eval": False} | settings
+    return load(path, **settings)
+
 
 COLOURS = [(255, 0, 0), (0, 0, 255)]
 
@@ -125,6 +135,74 @@ def test_saved_data_set(folder: Path) -> None:
     assert [image.getpixel((0, 0)) for image in task.eval(0)["images"]] == COLOURS
     with pytest.raises(ValueError, match="no split 'dev'; there are: train, test"):
         load_task(str(folder / "saved"), eval_split="dev")
+
+
+def test_rows_are_shuffled_and_held_out_rows_spread_over_a_sorted_file(folder: Path) -> None:
+    path = jsonl(folder, [{"prompt": "?", "answer": str(i), "kind": "abc"[i // 50]} for i in range(150)])
+    task = load(path, eval_rows=30)
+    passes = [[int(task.train(120 * k + i)["answer"]) for i in range(120)] for k in range(3)]
+    held_out = [int(task.eval(i)["answer"]) for i in range(30)]
+    assert {frozenset(p) for p in passes} == {frozenset(range(150)) - set(held_out)} and len(set(held_out)) == 30
+    assert len({tuple(p) for p in passes}) == 3 and sorted(passes[0]) not in passes
+    assert {i // 50 for i in held_out} == {0, 1, 2} and held_out != sorted(held_out)
+    again = load(path, eval_rows=30)
+    assert [int(again.train(i)["answer"]) for i in range(120)] == passes[0]
+    assert [int(again.eval(i)["answer"]) for i in range(30)] == held_out
+    even = load(path, eval_rows=30, stratify_by_column="kind")
+    for first in (3, 15, 30):
+        assert Counter(even.eval(i)["kind"] for i in range(first)) == dict.fromkeys("abc", first // 3)
+    plain = load(path, eval_rows="30", shuffle_dataset="false", spread_eval="false")  # as the command line gives them
+    assert [plain.train(120 + i)["answer"] for i in range(2)] == ["0", "1"] and plain.eval(0)["answer"] == "120"
+    with pytest.raises(ValueError, match=r"no column 'sort'.*set stratify_by_column"):
+        load(path, stratify_by_column="sort")
+    for setting, value in (("eval_rows", "many"), ("spread_eval", "perhaps")):
+        with pytest.raises(ValueError, match=f"{setting} is '{value}'"):
+            load(path, **{setting: value})
+
+
+def test_a_stratum_has_its_share() -> None:
+    strata = ["rare"] * 7 + ["common"] * 93
+    for n in (10, 50, 100):
+        drawn = spread(100, strata)[:n]
+        assert abs(sum(i < 7 for i in drawn) - 0.07 * n) < 0.6
+
+
+def test_answers_of_the_data_sets_own_types(folder: Path) -> None:
+    def answer(value: object, **settings) -> object:
+        pq.write_table(pa.table({"prompt": ["?"] * 2, "answer": [value] * 2}), folder / "a.parquet")
+        return load_task(str(folder / "a.parquet"), **settings).train(0)["answer"]
+
+    assert [answer(v) for v in (5, 2.5, True, ["blue"], ["14", "fourteen"])] == [
+        "5", "2.5", "true", "blue", ["14", "fourteen"]]  # fmt: skip
+    assert answer({"ground_truth": "72", "style": "rule"}) == "72"
+    for value, message in (
+        ("  ", "row 0: 'answer' is an empty text"),
+        ([], "row 0: 'answer' is list"),
+        ({"a": 1, "b": 2}, "row 0: 'answer' is an object with a, b; an answer is"),
+        (float("nan"), "row 0: 'answer' is float nan"),
+        (b"5", "row 0: 'answer' is bytes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            answer(value)
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy"])
+def test_a_saved_format_changes_nothing(folder: Path, form: str) -> None:
+    messages = [{"role": "user", "content": "What?"}]
+    data = datasets.Dataset.from_dict({"prompt": [messages] * 2, "answer": [5] * 2})
+    data.set_format(form)
+    data.save_to_disk(str(folder / form))
+    problem = load_task(str(folder / form)).train(0)
+    assert problem["prompt"] == messages and problem["answer"] == "5"
+
+
+def test_a_null_in_a_late_row_is_said_before_work_starts(folder: Path) -> None:
+    for name in ("answer", "prompt"):
+        late = pa.array([None if i == 1500 else "x" for i in range(1600)])
+        table = {"prompt": ["?"] * 1600, "answer": ["x"] * 1600} | {name: late}
+        pq.write_table(pa.table(table), folder / "late.parquet")
+        with pytest.raises(ValueError, match=f"late.parquet, row 1500 has no '{name}'"):
+            load_task(str(folder / "late.parquet"))
 
 
 def test_which_reward(folder: Path) -> None:
