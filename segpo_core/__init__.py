@@ -24,12 +24,14 @@ if TYPE_CHECKING:
         GRPO,
         GSPO,
         METHODS,
+        PGPO,
         PPO,
         RLOO,
         SAPO,
         SRPO,
         TEMPO,
         VCPPO,
+        VPPO,
         CriticMethod,
         EntropyTokens,
         Method,
@@ -56,7 +58,7 @@ _DOOR = {
     "afterwards.trained": ("Policy",),
     "algos": (
         "GRPO", "GSPO", "METHODS", "PPO", "RLOO", "SAPO", "SRPO", "CriticMethod", "Method", "SPOChain", "SPOTree",
-        "VinePPO", "TEMPO", "VCPPO", "EntropyTokens", "TreeRL",
+        "VinePPO", "TEMPO", "VCPPO", "EntropyTokens", "TreeRL", "VPPO", "PGPO",
     ),
     "config": ("TrainConfig",),
     "record.store": ("SchemaError",),
@@ -68,9 +70,9 @@ _DOOR = {
 _HOME = {name: module for module, names in _DOOR.items() for name in names}
 
 __all__ = [
-    "Credit", "CriticMethod", "EntropyTokens", "GRPO", "GSPO", "METHODS", "Method", "PPO", "Policy", "RLOO",
+    "Credit", "CriticMethod", "EntropyTokens", "GRPO", "GSPO", "METHODS", "Method", "PGPO", "PPO", "Policy", "RLOO",
     "Rollouts", "SAPO", "SPOChain", "SPOTree", "SRPO", "SchemaError", "TEMPO", "TrainConfig", "Trainer", "TreeRL",
-    "VCPPO", "VinePPO", "load_reward", "load_task", "recompute", "train",
+    "VCPPO", "VPPO", "VinePPO", "load_reward", "load_task", "recompute", "train",
 ]  # fmt: skip
 
 _moved.install()

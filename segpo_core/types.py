@@ -59,7 +59,7 @@ class Rollouts:
     mc_stderr: Tensor | None = None  #: float32 [B, T], its standard error
     node_ids: Tensor | None = None  #: long [B, T], node of `tree` that token t belongs to, -1 at padding
     tree: Tree | None = None  #: how the rows share their prefixes; shared by all rows
-    perception_contrast: Tensor | None = None  #: float32 [B, T], SRPO's d_t
+    perception_contrast: Tensor | None = None  #: float32 [B, T], d_t: SRPO's, or at all tokens
     reasoning_contrast: Tensor | None = None  #: float32 [B, T], SRPO's c_t
 
     texts: list[str] = field(default_factory=list)  #: B completion texts

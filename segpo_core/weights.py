@@ -76,6 +76,67 @@ def role_weights(
     return w * mask.sum(1, keepdim=True) / w.sum(1, keepdim=True).clamp(min=1e-12)
 
 
+# --- what tokens owe to the image -------------------------------------------------------------------
+
+#: k3 of a single token beyond this says no more; one outlier would be the scale of all others. VPPO's release has it.
+MOST_K3 = 10.0
+
+
+def image_k3(contrast: Tensor) -> Tensor:
+    """k3 = e^Δ − Δ − 1 with Δ = −`contrast`, the log-probability with the masked image minus that with the image →
+    [B, T], from 0 to `MOST_K3`; NaN stays: it was not measured."""
+    delta = (-contrast).clamp(-20, 20)
+    return (delta.expm1() - delta).clamp(0, MOST_K3)
+
+
+def seeing_tokens(k3: Tensor, mask: Tensor, fraction: float = 0.4) -> Tensor:
+    """VPPO: the ⌈fraction · n⌉ of a completion's n masked tokens with the largest k3, bool [B, T] (arXiv 2510.09285).
+
+    Of a completion in which nothing was measured, all.
+    """
+    known = mask & ~k3.isnan()
+    kept = _largest(torch.where(known, k3, -torch.inf), known, fraction)
+    return torch.where(known.any(1, keepdim=True), kept, mask)
+
+
+def seeing_completions(k3: Tensor, mask: Tensor, least: float = 0.9) -> Tensor:
+    """VPPO: the weight of each completion → [B], of mean 1 over those measured (arXiv 2510.09285).
+
+        s̃ = the completion's mean k3 over the mask, scaled to [0, 1] over the batch
+        w = least + s̃ · (1 − least) / mean s̃
+
+    1 where nothing was measured, and everywhere where all completions look alike (or no other is there).
+    """
+    known = mask & ~k3.isnan()
+    measured = known.any(1)
+    score = torch.where(known, k3, 0).sum(1) / known.sum(1).clamp(min=1)
+    low = torch.where(measured, score, torch.inf).amin()
+    width = torch.where(measured, score, -torch.inf).amax() - low
+    varies = measured & (width > 1e-6)
+    scaled = torch.where(varies, (score - low) / width, 0)
+    mean = scaled.sum() / measured.sum().clamp(min=1)
+    return torch.where(varies, least + scaled * (1 - least) / mean, 1.0)
+
+
+def grounded_weights(k3: Tensor, mask: Tensor, tau: float = 0.4, gain: float = 2.0) -> Tensor:
+    """PGPO's weights w [B, T]; the advantage of token t is w_t · A (arXiv 2604.01840).
+
+        I = log(1 + k3), scaled to [0, 1] within the completion
+        w = I / tau below tau, else 1 + gain · (I − tau) / (1 − tau), then rescaled to mean 1 over the completion
+
+    1 in completions in which nothing was measured, or all tokens are alike; 0 at padding.
+    """
+    known = mask & ~k3.isnan()
+    signal = k3.log1p()
+    low = torch.where(known, signal, torch.inf).amin(1, keepdim=True)
+    width = torch.where(known, signal, -torch.inf).amax(1, keepdim=True) - low
+    varies = known & (width > 1e-6)
+    scaled = torch.where(varies, (signal - low) / width, tau)
+    w = torch.where(scaled < tau, scaled / tau, 1 + gain * (scaled - tau) / (1 - tau))
+    w = torch.where(mask, w, 0)
+    return w * mask.sum(1, keepdim=True) / w.sum(1, keepdim=True).clamp(min=1e-12)
+
+
 # --- inside ---------------------------------------------------------------------------------------
 
 

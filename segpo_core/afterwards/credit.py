@@ -9,7 +9,7 @@ newest checkpoint: for an early step that is a later policy than the one that sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from segpo_core.algos import METHODS, Method, SPOTree
 from segpo_core.algos.base import without_cut
 from segpo_core.algos.vineppo import ChainMethod
 from segpo_core.config import TrainConfig, method_class
-from segpo_core.policy.contrasts import contrasts
+from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.critic import score
 from segpo_core.policy.inputs import Prompts
 from segpo_core.record import store
@@ -103,23 +103,26 @@ class Run:
         found = checkpoint.listed(self.directory / "checkpoints")
         return found[-1] if found else None
 
-    def missing(self, method: Method, rollouts: Rollouts) -> tuple[bool, bool, bool]:
-        """What the method reads and the record lacks: (a critic's values, sampled values, contrasts). The latter two
-        serve the method alone that measured them: where, and how, is a matter of its settings."""
+    def missing(self, method: Method, rollouts: Rollouts) -> tuple[bool, bool, bool, bool]:
+        """What the method reads and the record lacks: (a critic's values, sampled values, the contrasts of roles, that
+        of the image at all tokens). All but the first serve the method alone that measured them: where, and how, is a
+        matter of its settings."""
         own = method.name == self.own
         values = method.uses_critic and rollouts.values is None
         chains = isinstance(method, ChainMethod) and not (own and rollouts.mc_values is not None)
-        return values, chains, method.uses_contrasts and not (own and rollouts.reasoning_contrast is not None)
+        roles = method.uses_contrasts and not (own and rollouts.reasoning_contrast is not None)
+        image = method.uses_image_contrast and not (own and rollouts.perception_contrast is not None)
+        return values, chains, roles, image
 
     def obstacle(self, method: Method, rollouts: Rollouts) -> str | None:
         """Why the method cannot be computed, None where it can."""
-        values, chains, roles = self.missing(method, rollouts)
+        values, chains, roles, image = self.missing(method, rollouts)
         if isinstance(method, SPOTree) and rollouts.node_ids is None:
             return "its values are those of a tree, and these completions were sampled one by one"
         known = self.judge.checkpoint
         if values and (known is None or not (known / "critic.safetensors").exists()):
             return "it needs a critic's values, and this run has no critic"
-        if (chains or roles) and self.checkpoint is None:
+        if (chains or roles or image) and self.checkpoint is None:
             return "it needs the policy, and this run has no checkpoint"
         return None
 
@@ -167,8 +170,8 @@ class Run:
 
     def measure(self, method: Method, rollouts: Rollouts, examples: list[dict], step: int, first: int) -> None:
         """Fill in what the method reads and the record lacks."""
-        values, chains, roles = self.missing(method, rollouts)
-        if not (values or chains or roles):
+        values, chains, roles, image = self.missing(method, rollouts)
+        if not (values or chains or roles or image):
             return
         stream = (self.config.seed, step)
         policy = self.policy
@@ -189,6 +192,11 @@ class Run:
                 self.config.per_device_train_batch_size, method.tags,
             )  # fmt: skip
             rollouts.old_logprobs = old
+        if image:
+            rollouts.perception_contrast = image_contrast(
+                network, examples, prompts, replace(rollouts, old_logprobs=None), processor, method.corruption, stream,
+                first, self.config.per_device_train_batch_size,
+            )  # fmt: skip
 
     def values(self, rollouts: Rollouts, prompts: Prompts) -> Tensor:
         """float32 [B, T], the critic's."""

@@ -4,6 +4,7 @@ from segpo_core.algos.base import CriticMethod, Method
 from segpo_core.algos.entropy_tokens import EntropyTokens
 from segpo_core.algos.grpo import GRPO
 from segpo_core.algos.gspo import GSPO
+from segpo_core.algos.pgpo import PGPO
 from segpo_core.algos.ppo import PPO
 from segpo_core.algos.rloo import RLOO
 from segpo_core.algos.sapo import SAPO
@@ -14,12 +15,13 @@ from segpo_core.algos.tempo import TEMPO
 from segpo_core.algos.treerl import TreeRL
 from segpo_core.algos.vcppo import VCPPO
 from segpo_core.algos.vineppo import VinePPO
+from segpo_core.algos.vppo import VPPO
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         PPO, RLOO, GRPO, GSPO, VinePPO, SPOChain, SPOTree, SAPO, SRPO,
-        VCPPO, EntropyTokens, TEMPO, TreeRL,
+        VCPPO, EntropyTokens, TEMPO, TreeRL, VPPO, PGPO,
     )
 }  # fmt: skip
 
@@ -30,6 +32,7 @@ __all__ = [
     "GSPO",
     "METHODS",
     "Method",
+    "PGPO",
     "PPO",
     "RLOO",
     "SAPO",
@@ -39,5 +42,6 @@ __all__ = [
     "TEMPO",
     "TreeRL",
     "VCPPO",
+    "VPPO",
     "VinePPO",
 ]

@@ -76,6 +76,11 @@ class Method(ABC):
         return False
 
     @property
+    def uses_image_contrast(self) -> bool:
+        """Whether the method reads `Rollouts.perception_contrast` at every token; it then has a `corruption`."""
+        return False
+
+    @property
     def compares_completions(self) -> bool:
         """Whether the method compares the completions of one prompt, and so needs at least two."""
         return not self.uses_critic
@@ -179,6 +184,16 @@ def values_of(rollouts: Rollouts) -> Tensor:
             "score them with a critic first, or choose a method that needs none"
         )
     return rollouts.values
+
+
+def image_contrast_of(rollouts: Rollouts) -> Tensor:
+    """float32 [B, T], what each token owes to the image, NaN where there was none; or an error."""
+    if rollouts.perception_contrast is None:
+        raise ValueError(
+            "these rollouts have no image contrast: they were collected by a method that needs none; measure it with "
+            "segpo_core.policy.contrasts first, or choose another method"
+        )
+    return rollouts.perception_contrast
 
 
 def rewards_of(rollouts: Rollouts) -> Tensor:

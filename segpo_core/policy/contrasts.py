@@ -1,4 +1,5 @@
-"""What a completion owes to seeing, and its reasoning to what it saw: the two contrasts of SRPO (arXiv 2605.07274).
+"""What a completion owes to seeing, and its reasoning to what it saw: the two contrasts of SRPO (arXiv 2605.07274), and
+the first of them at every token, for methods that know no roles.
 
 Both come from the policy itself, on its own tokens, without gradient and without a second model. Each is one more
 scoring pass, over those completions only that have tokens to judge, and no further than the last of them.
@@ -73,18 +74,56 @@ def contrasts(
     if own is None:
         own = logprobs(network, prompts, rollouts, perception | reasoning, batch_size=batch_size)
 
-    d = None
-    spoiled = corrupted(examples, corruption, stream, first)
-    if spoiled is not None:
-        blind = Prompts.build(spoiled, processor, network.model.config)
-        images = torch.tensor([bool(example["images"]) for example in spoiled], device=role.device)
-        at = perception & images[rollouts.group, None]
-        d = torch.where(at, own - logprobs(network, blind, rollouts, at, batch_size=batch_size), 0.0)
-        d = d.masked_fill(perception & ~at, torch.nan)
-
+    d = _against_corrupted(
+        network, examples, rollouts, processor, own, perception, corruption, stream, first, batch_size
+    )
     at = reasoning & perception.any(dim=1, keepdim=True)  # from an empty block there is nothing to take out
     without = logprobs(network, prompts, rollouts, at, cut=perception, batch_size=batch_size)
     return d, torch.where(at, own - without, 0.0)
+
+
+def image_contrast(
+    network: ActorCritic,
+    examples: Sequence[Mapping[str, Any]],
+    prompts: Prompts,
+    rollouts: Rollouts,
+    processor: Any,
+    corruption: str = "mask",
+    stream: tuple[int, ...] = (0,),
+    first: int = 0,
+    batch_size: int = 16,
+) -> Tensor:
+    """d_t of `contrasts` at *every* token, whatever its role: float32 [B, T], 0 at padding; NaN (not measured, unlike
+    0) in completions of prompts without images. Arguments and errors as there."""
+    own, mask = rollouts.old_logprobs, rollouts.mask
+    if own is None:
+        own = logprobs(network, prompts, rollouts, mask, batch_size=batch_size)
+    d = _against_corrupted(network, examples, rollouts, processor, own, mask, corruption, stream, first, batch_size)
+    return torch.where(mask, torch.nan, 0.0) if d is None else d
+
+
+def _against_corrupted(
+    network: ActorCritic,
+    examples: Sequence[Mapping[str, Any]],
+    rollouts: Rollouts,
+    processor: Any,
+    own: Tensor,
+    wanted: Tensor,
+    corruption: str,
+    stream: tuple[int, ...],
+    first: int,
+    batch_size: int,
+) -> Tensor | None:
+    """`own` log-probabilities minus those with corrupted images at the tokens `wanted` (bool [B, T]), 0 elsewhere; NaN
+    without an image, None where no prompt has one."""
+    spoiled = corrupted(examples, corruption, stream, first)
+    if spoiled is None:
+        return None
+    blind = Prompts.build(spoiled, processor, network.model.config)
+    images = torch.tensor([bool(example["images"]) for example in spoiled], device=wanted.device)
+    at = wanted & images[rollouts.group, None]
+    d = torch.where(at, own - logprobs(network, blind, rollouts, at, batch_size=batch_size), 0.0)
+    return d.masked_fill(wanted & ~at, torch.nan)
 
 
 def corrupted(
@@ -97,8 +136,8 @@ def corrupted(
     alone = kind == "other" and len(illustrated) == 1 and len(examples) > 1  # a single prompt is an error, of `corrupt`
     if not illustrated or alone:
         warnings.warn(
-            "no prompt of this batch has an image to corrupt: perception tokens have weight 1 before rescaling, and "
-            "SRPO goes by its reasoning contrast alone",
+            "no prompt of this batch has an image to corrupt: what tokens owe to it is not measured, and they have "
+            "weight 1 before rescaling; SRPO goes by its reasoning contrast alone",
             stacklevel=2,
         )
         return None

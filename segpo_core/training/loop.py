@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set
 from segpo_core import losses
 from segpo_core.algos.base import without_cut
 from segpo_core.config import TrainConfig
-from segpo_core.policy.contrasts import contrasts
+from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import (
     eos_token_ids,
@@ -204,6 +204,11 @@ class Trainer:
             rollouts.perception_contrast, rollouts.reasoning_contrast = contrasts(
                 self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
                 self.config.per_device_train_batch_size, self.method.tags,
+            )  # fmt: skip
+        if self.method.uses_image_contrast:
+            rollouts.perception_contrast = image_contrast(
+                self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
+                self.config.per_device_train_batch_size,
             )  # fmt: skip
         clock.lap("score")
         if rollouts.tree is None:

@@ -55,6 +55,8 @@ METHODS = {
     "entropy_tokens": "80/20 (high-entropy tokens)",
     "tempo": "TEMPO",
     "treerl": "TreeRL",
+    "vppo": "VPPO",
+    "pgpo": "PGPO",
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from segpo_core.afterwards.credit import Run, recompute
 from segpo_core.afterwards.trained import Policy
-from segpo_core.algos import GRPO, METHODS, SAPO, SRPO, SPOChain, SPOTree, VinePPO
+from segpo_core.algos import GRPO, METHODS, SAPO, SRPO, VPPO, SPOChain, SPOTree, VinePPO
 from segpo_core.cli import main
 from segpo_core.config import TrainConfig
 from segpo_core.record import store
@@ -20,6 +20,7 @@ from tests.fakes import families
 OWN = [
     SAPO(lam=0.9, fraction=0.5),
     SRPO(tau=0.5),
+    VPPO(fraction=0.7),
     VinePPO(num_continuations=2, steps="step markers"),
     SPOTree(branch=(2, 2), segment_tokens=3),
 ]
@@ -80,7 +81,7 @@ def test_every_other_method(with_critic):
         n = lengths[row["step"], row["group"], row["sample"]]
         assert len(row["advantages"]) == len(row["segment_ids"]) == len(row["loss_mask"]) == n
         assert row["segment_start"][0] == 0 and row["segment_end"][-1] == n
-        assert (row["weights"] is None) == (row["method"] != "srpo")
+        assert (row["weights"] is None) == (row["method"] not in ("srpo", "vppo", "pgpo"))
     assert not list(with_critic.rglob("credit/**/.*")), "no leftovers"
     store.forget_after(with_critic, 1)
     assert set(store.read_credit(with_critic)["step"].to_pylist()) == {1}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segpo_core.advantages import gae, token_rewards
-from segpo_core.algos import GRPO, PPO, TEMPO, VCPPO, EntropyTokens, SPOTree, TreeRL
+from segpo_core.algos import GRPO, PGPO, PPO, TEMPO, VCPPO, VPPO, EntropyTokens, SPOTree, TreeRL
 from segpo_core.config import TrainConfig
 from segpo_core.record import store
 from segpo_core.training.loop import Trainer
@@ -17,7 +17,16 @@ from segpo_core.types import Rollouts, length_mask
 from tests.fakes import families
 from tests.fakes.toy import ToyTask
 
-TRAINED = [VCPPO(critic_warmup_steps=1), EntropyTokens(), TEMPO(), TreeRL(branch=(3, 2), segment_tokens=3)]
+nan = math.nan
+
+TRAINED = [
+    VCPPO(critic_warmup_steps=1),
+    EntropyTokens(),
+    TEMPO(),
+    TreeRL(branch=(3, 2), segment_tokens=3),
+    VPPO(),
+    PGPO(),
+]
 
 
 def rollouts_of(ids: list[list[int]], rewards: list[float], **fields) -> Rollouts:
@@ -113,6 +122,50 @@ def test_treerl_by_hand():
     assert torch.equal(credit.segment_ids, plain.segment_ids) and torch.equal(credit.state_values, plain.state_values)
     with pytest.raises(ValueError, match="root of its leaves"):
         TreeRL(normalize=True)
+
+
+# --- VPPO, PGPO -----------------------------------------------------------------------------------------------------
+
+
+def seeing(contrasts: list[list[float]], rewards: list[float]) -> Rollouts:
+    rollouts = rollouts_of([[1] * len(row) for row in contrasts], rewards)
+    d = torch.tensor([row + [7.0] * (rollouts.mask.shape[1] - len(row)) for row in contrasts])
+    return replace(rollouts, perception_contrast=d)  # what stands at padding must not matter
+
+
+def test_vppo_by_hand():
+    rollouts = seeing([[0.0, 1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.0, 0.0], [nan] * 4], [1.0, 0.0, 0.0])
+    credit, plain = VPPO().credit(rollouts), GRPO().credit(rollouts)
+    assert credit.loss_mask[:2].nonzero().tolist() == [[0, 1], [0, 2], [1, 0], [1, 2]], "2 of 5, ties to the earlier"
+    assert torch.equal(credit.loss_mask[2], rollouts.mask[2]), "without an image it is GRPO"
+    # scaled scores 1 and 0, of mean 0.5: beta = 0.9 + 0.1 / 0.5
+    w = torch.tensor([1.1, 0.9, 1.0])
+    torch.testing.assert_close(credit.weights, torch.where(rollouts.mask, w[:, None], 0.0))
+    torch.testing.assert_close(credit.advantages, plain.advantages * w[:, None])
+
+
+def test_pgpo_by_hand():
+    k3 = [math.exp(-d) + d - 1 for d in (0.0, 0.5, 3.0)]
+    low, *_, high = signal = [math.log1p(x) for x in k3]
+    middle = (signal[1] - low) / (high - low)
+    assert middle < 0.4
+    raw = torch.tensor([0.0, middle / 0.4, 3.0])
+    rollouts = seeing([[0.0, 0.5, 3.0], [nan] * 2], [1.0, 0.0])
+    credit, plain = PGPO().credit(rollouts), GRPO().credit(rollouts)
+    torch.testing.assert_close(credit.weights[0, :3], 3 * raw / raw.sum())
+    torch.testing.assert_close(credit.advantages.sum(1), plain.advantages.sum(1))
+    assert torch.equal(credit.advantages[1], plain.advantages[1])
+    for wrong in (dict(tau=0), dict(tau=1), dict(gain=-1)):
+        with pytest.raises(ValueError, match="must"):
+            PGPO(**wrong)
+
+
+def test_a_run_of_text_alone_is_grpo():
+    rollouts = seeing([[nan] * 3, [nan] * 2], [1.0, 0.0])
+    plain = GRPO().credit(rollouts)
+    for method in (VPPO(), PGPO()):
+        credit = method.credit(rollouts)
+        assert torch.equal(credit.advantages, plain.advantages) and torch.equal(credit.loss_mask, plain.loss_mask)
 
 
 # --- in a run -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segpo_core.advantages import group_relative, prefix_values, tree_advantages, tree_rl_advantages
 from segpo_core.types import pad_rows
-from segpo_core.weights import top_entropy
+from segpo_core.weights import grounded_weights, image_k3, seeing_completions, seeing_tokens, top_entropy
 
 nan = float("nan")
 rewards_of = st.sampled_from([0.0, 0.1, 0.7, 1.0, nan])
@@ -107,3 +107,59 @@ def test_a_share_of_nothing_or_of_more_than_all_is_refused():
     for fraction in (0.0, 1.1, nan):
         with pytest.raises(ValueError, match="share of tokens"):
             top_entropy(torch.zeros(1, 2), torch.ones(1, 2).bool(), fraction)
+
+
+# --- what tokens owe to the image -----------------------------------------------------------------
+
+
+def slow_k3(d: float) -> float:
+    return min(math.exp(-max(min(d, 20), -20)) + max(min(d, 20), -20) - 1, 10.0)
+
+
+contrast_rows = st.lists(
+    st.lists(st.sampled_from([-40.0, -2.0, -0.5, 0.0, 0.25, 1.0, 3.0]), min_size=1, max_size=6).flatmap(
+        lambda row: st.sampled_from([row, [nan] * len(row)])
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def padded(rows: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+    d = pad_rows([torch.tensor(row, dtype=torch.float64) for row in rows], 5.0)
+    return image_k3(d), pad_rows([torch.ones(len(row), dtype=torch.bool) for row in rows], False)
+
+
+@given(contrast_rows, st.sampled_from([0.1, 0.4, 1.0]), st.sampled_from([0.5, 0.9, 1.0]))
+def test_vppo(rows, fraction, least):
+    k3, mask = padded(rows)
+    kept, w = seeing_tokens(k3, mask, fraction), seeing_completions(k3, mask, least)
+    scores = {b: sum(map(slow_k3, row)) / len(row) for b, row in enumerate(rows) if not math.isnan(row[0])}
+    for b, row in enumerate(rows):
+        ranked = sorted(range(len(row)), key=lambda t: (-slow_k3(row[t]), t))
+        some = ranked[: math.ceil(round(len(row) * fraction, 9))] if b in scores else ranked
+        assert kept[b].nonzero()[:, 0].tolist() == sorted(some)
+        low, high = (min(scores.values()), max(scores.values())) if scores else (0, 0)
+        expected = 1.0
+        if b in scores and high - low > 1e-6:
+            mean = sum((s - low) / (high - low) for s in scores.values()) / len(scores)
+            expected = least + (scores[b] - low) / (high - low) * (1 - least) / mean
+        assert w[b].item() == pytest.approx(expected)
+    assert w.mean().item() == pytest.approx(1), "what the batch learns from keeps its weight"
+    assert (w >= least - 1e-9).all()
+
+
+@given(contrast_rows, st.sampled_from([0.2, 0.4, 0.8]), st.sampled_from([0.0, 2.0]))
+def test_pgpo(rows, tau, gain):
+    k3, mask = padded(rows)
+    w = grounded_weights(k3, mask, tau, gain)
+    for b, row in enumerate(rows):
+        signal = [math.log1p(slow_k3(d)) for d in row] if not math.isnan(row[0]) else [0.0] * len(row)
+        low, high = min(signal), max(signal)
+        raw = [1.0] * len(row)
+        if high - low > 1e-6:
+            scaled = [(x - low) / (high - low) for x in signal]
+            raw = [x / tau if x < tau else 1 + gain * (x - tau) / (1 - tau) for x in scaled]
+        assert w[b, : len(row)].tolist() == pytest.approx([len(row) * x / sum(raw) for x in raw])
+    assert (w >= 0).all() and (w[~mask] == 0).all()
+    torch.testing.assert_close(w.sum(1), mask.sum(1).double())

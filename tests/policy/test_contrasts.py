@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import pad
 
 from segpo_core.policy import load
-from segpo_core.policy.contrasts import contrasts, corrupted, logprobs
+from segpo_core.policy.contrasts import contrasts, corrupted, image_contrast, logprobs
 from segpo_core.policy.corruptions import KINDS
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts, extend, position_ids
@@ -122,6 +122,28 @@ def test_contrasts_are_those_of_a_row_by_row_reference(setup):
     unscored_d, unscored_c = setup.measure(setup.rollouts)
     torch.testing.assert_close(unscored_c, c, atol=1e-4, rtol=1e-4)
     assert d is None or torch.allclose(unscored_d, d, atol=1e-4, equal_nan=True)
+
+
+def test_the_image_contrast_stands_at_every_token(setup):
+    """The same number as SRPO's where that is defined, and the row by row reference elsewhere."""
+    settings = dict(corruption="blank", stream=STREAM, batch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spoiled = corrupted(setup.examples, "blank", STREAM) or [{**e, "images": []} for e in setup.examples]
+        found = image_contrast(setup.network, setup.examples, setup.prompts, setup.scored, setup.processor, **settings)
+    for b, n in enumerate(setup.rollouts.lengths.tolist()):
+        group, ids = int(setup.rollouts.group[b]), setup.rollouts.completion_ids[b, :n].tolist()
+        if spoiled[group]["images"]:
+            full, blind = alone(setup, setup.examples[group], ids), alone(setup, spoiled[group], ids)
+            want = torch.tensor(full) - torch.tensor(blind)
+        else:
+            want = torch.full((n,), torch.nan)
+        torch.testing.assert_close(found[b, :n], want, atol=1e-4, rtol=1e-4, equal_nan=True)
+        assert (found[b, n:] == 0).all()
+    d, _ = setup.measure()
+    if d is not None:
+        seeing = setup.role == PERCEPTION
+        torch.testing.assert_close(found[seeing], d[seeing], atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 def test_where_contrasts_stand(setup):
