@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the commands import what they need: torch takes seconds, `s
 
 COMMANDS = {
     "train": "train a policy (settings from a YAML file and flags; `segpo train --help` lists them all)",
-    "demo": "train the small embedded policy, watch it in the app, and write its report",
+    "demo": "train the small embedded policy, beside GRPO, watch both in the app, and write a report",
     "evaluate": "measure a model or a checkpoint on held-out problems",
     "credit": "compute other methods' credit for a run's recorded rollouts",
     "app": "watch runs in a browser while they train: curves, every rollout, comparisons",
@@ -132,28 +132,76 @@ def _run(config: TrainConfig) -> Path:
 
 
 def _demo(argv: list[str]) -> int:
-    """Train as configs/demo.yaml says with the app beside it, and write the report. `--no-app` shows nothing."""
-    from segpo_core.config import load_yaml
+    """Train as configs/demo.yaml says, beside GRPO on the same problems, with the app open, and write the reports.
 
+    `--no-app` shows nothing, `--alone` leaves GRPO out.
+    """
+    from segpo_core.config import load_yaml
+    from segpo_core.training.beside import Companion
+
+    own = [flag for flag in argv if flag not in ("--no-app", "--alone")]
     show = "--no-app" not in argv and sys.stdout.isatty()
     defaults = load_yaml(ROOT / "configs" / "demo.yaml")
     defaults["output_dir"] = str(_fresh("runs/demo"))
-    config = parse_train([a for a in argv if a != "--no-app"], "segpo demo", defaults)
-    console = Console(stderr=True)
-    console.print(f"Training with {config.algo.title}; Ctrl-C ends after the step at hand. Run: {config.output_dir}")
-    app = _beside(Path(config.output_dir).parent) if show else None
+    config = parse_train(own, "segpo demo", defaults)
+    directory, console = Path(config.output_dir), Console(stderr=True)
+    alone = "--alone" in argv or config.method == "grpo"
+    beside = "" if alone else ", beside GRPO on the same problems"
+    console.print(f"Training with {config.algo.title}{beside}; Ctrl-C ends after the step at hand. Run: {directory}")
+    app = _beside(directory.parent) if show else None
+    other, companion = directory.with_name(f"{directory.name}-grpo"), None
     try:
-        code = _report([str(_run(config))])
+        if not alone:
+            threads = max(1, (os.cpu_count() or 1) // 2)
+            companion = Companion(config, "grpo", other, defaults.get("methods") or {}, threads)
+            _limit_threads(threads)
+        _run(config)
+        if companion is not None:
+            if _last_step(directory) < config.max_steps:
+                companion.end()
+            console.print("GRPO trains on." if companion.process.poll() is None else "GRPO is done.")
+            if said := companion.wait():
+                return _fail(f"the run beside failed:\n{said}")
+            _tell_both(directory, other, config.algo.title, console)
+        code = _report([str(directory)] if alone else [str(directory), str(other)])
         if app is not None and app.poll() is None:
             console.print("The app stays open beside the finished run; Ctrl-C ends it.")
             app.wait()
     except KeyboardInterrupt:
         code = 0
     finally:
+        if companion is not None:
+            companion.stop()
         if app is not None:
             app.terminate()
             app.wait()
     return code
+
+
+def _limit_threads(number: int) -> None:
+    """Two processes share the machine: neither takes all of it."""
+    import torch
+
+    torch.set_num_threads(min(number, torch.get_num_threads()))
+
+
+def _last_step(directory: Path) -> int:
+    from segpo_core.training import checkpoint
+
+    return checkpoint.read_step(checkpoint.latest(directory / "checkpoints"))
+
+
+def _tell_both(directory: Path, other: Path, title: str, console: Console) -> None:
+    """A table of what came of both runs."""
+    from rich.table import Table
+
+    from segpo_core.training.beside import outcome
+
+    ours, theirs = outcome(directory), outcome(other)
+    table = Table("held-out problems, greedy", "before", "GRPO", title, title="The same problems, as many completions")
+    for label, (before, after) in ours.items():
+        table.add_row(label, before, theirs[label][1], after)
+    console.print(table)
 
 
 def _beside(runs: Path) -> subprocess.Popen:

@@ -172,7 +172,8 @@ def from_dict(settings: dict[str, Any], source: str = "the settings", method: st
     """A config from flat settings; those of the method are told from the run's by their names.
 
     Args:
-        settings: field name -> value.
+        settings: field name -> value; `methods`: method name -> settings that hold for that method only, and go before
+            the others.
         source: named in errors, e.g. the file the settings came from.
         method: goes before the one in `settings`.
 
@@ -185,6 +186,10 @@ def from_dict(settings: dict[str, Any], source: str = "the settings", method: st
     algo = method_class(name)
     run_names = {f.name for f in fields(TrainConfig)} - {"algo", "method"}
     algo_names = {f.name for f in fields(algo)}
+    section = _section(settings.pop("methods", None) or {}, name, source)
+    if foreign := sorted(set(section) - run_names - algo_names):
+        raise ValueError(f"{source}: methods: {algo.title} has no setting {foreign[0]!r}")
+    settings |= section
     everyones = {f.name for known in METHODS.values() for f in fields(known)}
     mine: dict[str, Any] = {}
     for key in list(settings):
@@ -199,6 +204,15 @@ def from_dict(settings: dict[str, Any], source: str = "the settings", method: st
         else:
             settings[key] = _typed(TrainConfig, key, settings[key])
     return TrainConfig(method=name, algo=algo(**mine), **settings)
+
+
+def _section(methods: Any, name: str, source: str) -> dict[str, Any]:
+    """The settings of one method of a file that serves several."""
+    if not isinstance(methods, dict) or not all(isinstance(section, dict) for section in methods.values()):
+        raise ValueError(f"{source}: methods must be a mapping of method names to mappings of their settings")
+    for other in methods:
+        method_class(other)
+    return methods.get(name, {})
 
 
 def method_class(name: str) -> type[Method]:

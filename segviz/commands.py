@@ -6,6 +6,7 @@ So the core never imports the views: `segpo app` and `segpo report` are there be
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
@@ -23,8 +24,14 @@ def report(argv: list[str]) -> int:
     """`segpo report`: write one offline HTML file about a run."""
     parser = argparse.ArgumentParser(prog="segpo report", description="Write one offline HTML file about a run.")
     parser.add_argument("run", help="run directory")
+    parser.add_argument("others", nargs="*", help="further runs, to compare its curves with: beside.html in the first")
     parser.add_argument("--out", help="file to write; default: report.html in the run directory")
     args = parser.parse_args(argv)
-    path = segviz.report(segviz.open(args.run), args.out)
+    run = segviz.open(args.run)
+    if args.others:
+        curves = segviz.board([run, *map(segviz.open, args.others)])
+        written = curves.save(Path(args.run) / "beside.html")
+        Console(stderr=True).print(f"wrote {written}, the curves of all {1 + len(args.others)} runs", highlight=False)
+    path = segviz.report(run, args.out)
     Console(stderr=True).print(f"wrote {path}; open it in a browser, it needs no network", highlight=False)
     return 0

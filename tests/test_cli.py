@@ -199,3 +199,20 @@ def test_settings_of_the_data_set_from_the_command_line(tmp_path):
 def test_evaluate_takes_settings_of_the_data_set(data, llava, capsys):
     said = fails(capsys, "evaluate", str(llava), "--dataset", str(data), "--dataset-args", "prompt_column", "q")
     assert "has no column 'q'" in said and "set prompt_column" in said
+
+
+def test_settings_of_one_method_in_a_file_for_several() -> None:
+    settings = {
+        "learning_rate": 1e-4,
+        "methods": {"grpo": {"epsilon": 0.3, "learning_rate": 2e-4}, "sapo": {"lam": 0.8}},
+    }
+    grpo, sapo, rloo = (from_dict(settings, method=name) for name in ("grpo", "sapo", "rloo"))
+    assert (grpo.algo.epsilon, grpo.learning_rate) == (0.3, 2e-4)
+    assert (sapo.algo.epsilon, sapo.algo.lam, sapo.learning_rate) == (0.2, 0.8, 1e-4)
+    assert rloo.learning_rate == 1e-4
+    with pytest.raises(ValueError, match="unknown method 'gropo'"):
+        from_dict({"methods": {"gropo": {}}})
+    with pytest.raises(ValueError, match="methods must be a mapping"):
+        from_dict({"methods": {"grpo": 3}})
+    with pytest.raises(ValueError, match="no setting 'lam'"):
+        from_dict({"methods": {"grpo": {"lam": 0.5}}}, method="grpo")

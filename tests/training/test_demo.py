@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from segpo_core.algos import METHODS
 from segpo_core.cli import main
 from segpo_core.record import store
 from segpo_core.training import checkpoint
@@ -25,7 +26,7 @@ def demo(folder: Path, *flags: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("method", ["sapo", "grpo"])
 def test_the_demo_trains_records_and_reports(tmp_path, method):
-    process = demo(tmp_path, "--max-steps", "2", "--method", method)
+    process = demo(tmp_path, "--alone", "--max-steps", "2", "--method", method)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     run = tmp_path / "runs" / "demo"
@@ -42,6 +43,30 @@ def test_the_demo_trains_records_and_reports(tmp_path, method):
     assert ("SAPO (segment-aligned)" in page) == (method == "sapo") and "answer" in output and "perception" in output
 
 
+def test_grpo_trains_beside_it_on_the_same_problems(tmp_path):
+    process = demo(tmp_path, "--max-steps", "1", "--method", "rloo", "--epsilon", "0.1", "--learning-rate", "1e-5")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    runs = [tmp_path / "runs" / name for name in ("demo", "demo-grpo")]
+    ours, theirs = (store.read_rollouts(run).to_pylist() for run in runs)
+    assert {row["method"] for row in ours} == {"rloo"} and {row["method"] for row in theirs} == {"grpo"}
+    # before any update both are the same policy, on the same prompts, with the same random numbers
+    assert [row["token_ids"] for row in ours] == [row["token_ids"] for row in theirs]
+    settings = [store.read_manifest(run)["config"] for run in runs]
+    assert [s["learning_rate"] for s in settings] == [1e-5, 1e-5], "a run's setting is both's"
+    assert [s["epsilon"] for s in settings] == [0.1, 0.2], "a method's setting is its own"
+    for words in ("perception right", "both right", "GRPO", "RLOO"):
+        assert words in output
+    assert (runs[0] / "report.html").exists() and "GRPO" in (runs[0] / "beside.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_starts_from_the_demos_file(tmp_path, method):
+    command = ["train", "--config", "configs/demo.yaml", "--method", method, "--output-dir", str(tmp_path / "run")]
+    assert main([*command, "--max-steps", "1", "--eval-steps", "0"]) == 0
+    assert len(store.read_rollouts(tmp_path / "run").to_pylist()) == 32
+
+
 def test_ctrl_c_ends_the_demo_with_a_report(tmp_path):
     process = demo(tmp_path, "--max-steps", "500")
     run = tmp_path / "runs" / "demo"
@@ -53,7 +78,8 @@ def test_ctrl_c_ends_the_demo_with_a_report(tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "Traceback" not in output, output
     assert (run / "report.html").exists()
-    assert checkpoint.read_step(checkpoint.latest(run / "checkpoints")) < 500
+    for ended in (run, tmp_path / "runs" / "demo-grpo"):
+        assert checkpoint.read_step(checkpoint.latest(ended / "checkpoints")) < 500
 
 
 def test_a_second_demo_leaves_the_first_alone(tmp_path, monkeypatch):
