@@ -1,6 +1,6 @@
 """Two methods of one's own; docs/your_method.md goes through them.
 
-python examples/own_method.py forks --output-dir runs/forks
+python examples/own_method.py siblings --output-dir runs/siblings
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class CutpointSAPO(CriticMethod):
 
 
 @dataclass(frozen=True)
-class Forks(Method):
+class Siblings(Method):
     """The group is a tree already: where its completions part, their rewards say what each way was worth."""
 
-    name: ClassVar[str] = "forks"
-    title: ClassVar[str] = "Forks"
+    name: ClassVar[str] = "siblings"
+    title: ClassVar[str] = "Siblings"
 
     def credit(self, rollouts: Rollouts) -> Credit:
         """V(prefix) = mean reward of the *other* completions that begin with it; once there are none, one's own."""
@@ -73,7 +73,7 @@ class Forks(Method):
             loss_mask=mask & ~advantages.isnan(),  # 4: evenly; 5: the ratio is the default, a token's
             rule="a completion of the group goes another way",
             state_values=torch.where(mask, values, 0),
-            metrics={"forks/alone": float((z.amax(1) == 0).float().mean())},
+            metrics={"siblings/alone": float((z.amax(1) == 0).float().mean())},
         )
 
 
@@ -92,11 +92,11 @@ def companions(rollouts: Rollouts) -> Tensor:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=["cutpoint_sapo", "forks"])
+    parser.add_argument("method", choices=["cutpoint_sapo", "siblings"])
     parser.add_argument("--output-dir", required=True)
     parser.add_argument("--max-steps", type=int, default=100)
     args = parser.parse_args()
-    algo = CutpointSAPO() if args.method == "cutpoint_sapo" else Forks()
+    algo = CutpointSAPO() if args.method == "cutpoint_sapo" else Siblings()
     config = TrainConfig(
         method=algo.name, algo=algo, output_dir=args.output_dir, max_steps=args.max_steps,
         per_device_train_batch_size=32, learning_rate=1e-5,

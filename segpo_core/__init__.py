@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         VPPO,
         CriticMethod,
         EntropyTokens,
+        Forks,
         Method,
         SPOChain,
         SPOTree,
@@ -58,7 +59,7 @@ _DOOR = {
     "afterwards.trained": ("Policy",),
     "algos": (
         "GRPO", "GSPO", "METHODS", "PPO", "RLOO", "SAPO", "SRPO", "CriticMethod", "Method", "SPOChain", "SPOTree",
-        "VinePPO", "TEMPO", "VCPPO", "EntropyTokens", "TreeRL", "VPPO", "PGPO",
+        "VinePPO", "TEMPO", "VCPPO", "EntropyTokens", "TreeRL", "VPPO", "PGPO", "Forks",
     ),
     "config": ("TrainConfig",),
     "record.store": ("SchemaError",),
@@ -70,7 +71,7 @@ _DOOR = {
 _HOME = {name: module for module, names in _DOOR.items() for name in names}
 
 __all__ = [
-    "Credit", "CriticMethod", "EntropyTokens", "GRPO", "GSPO", "METHODS", "Method", "PGPO", "PPO", "Policy", "RLOO",
+    "Credit", "CriticMethod", "EntropyTokens", "Forks", "GRPO", "GSPO", "METHODS", "Method", "PGPO", "PPO", "Policy", "RLOO",
     "Rollouts", "SAPO", "SPOChain", "SPOTree", "SRPO", "SchemaError", "TEMPO", "TrainConfig", "Trainer", "TreeRL",
     "VCPPO", "VPPO", "VinePPO", "load_reward", "load_task", "recompute", "train",
 ]  # fmt: skip

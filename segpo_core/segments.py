@@ -73,6 +73,11 @@ def cutpoints(probs: Tensor, mask: Tensor, threshold: float = 0.9, interval: int
     return _ids_from_starts(cut & ((cut.cumsum(1) - 1) % interval == 0), mask)
 
 
+def segments_from_starts(start: Tensor, mask: Tensor) -> Tensor:
+    """A segment begins wherever `start`, bool [B, T], is True, and at the first token. → long [B, T]."""
+    return _ids_from_starts(start, mask)
+
+
 def roles(role_ids: Tensor, mask: Tensor) -> Tensor:
     """A new segment wherever the role changes (SRPO). `role_ids` long [B, T] → long [B, T]."""
     return _ids_from_starts(role_ids != _shift_right(role_ids), mask)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "segpo_core": (
         ("shipped", "types", "segments", "moved"),
-        ("advantages", "losses", "weights"),
+        ("advantages", "losses", "weights", "prefix_tree"),
         ("record", "tasks"),
         ("policy",),
         ("sampling",),
@@ -32,7 +32,7 @@ FLOORS = {
     ),
     "segviz": (("show",), ("runs",), ("parts",), ("views",), ("notebook",), ("app",), ("commands",)),
 }
-MATHS = ("types", "segments", "advantages", "losses", "weights")
+MATHS = ("types", "segments", "advantages", "losses", "weights", "prefix_tree")
 #: What the views may ask of the core: the record, the maths, tasks, and the policy that a run left behind.
 FOR_VIEWS = ("shipped", "types", "segments", "record", "tasks", "policy", "sampling", "afterwards", "algos", "config")
 

@@ -2,6 +2,7 @@
 
 from segpo_core.algos.base import CriticMethod, Method
 from segpo_core.algos.entropy_tokens import EntropyTokens
+from segpo_core.algos.forks import Forks
 from segpo_core.algos.grpo import GRPO
 from segpo_core.algos.gspo import GSPO
 from segpo_core.algos.pgpo import PGPO
@@ -21,13 +22,14 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         PPO, RLOO, GRPO, GSPO, VinePPO, SPOChain, SPOTree, SAPO, SRPO,
-        VCPPO, EntropyTokens, TEMPO, TreeRL, VPPO, PGPO,
+        VCPPO, EntropyTokens, TEMPO, TreeRL, VPPO, PGPO, Forks,
     )
 }  # fmt: skip
 
 __all__ = [
     "CriticMethod",
     "EntropyTokens",
+    "Forks",
     "GRPO",
     "GSPO",
     "METHODS",

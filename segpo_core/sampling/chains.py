@@ -119,19 +119,22 @@ def continuations(
     rollouts: Rollouts,
     rows: Tensor,
     lengths: Tensor,
-    number: int,
+    number: int | Tensor,
     stream: tuple[int, ...],
     first: int = 0,
     max_rows: int = MAX_ROWS,
+    without: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Draw]]:
     """`number` fresh continuations of each prefix, batch by batch: (long [n], the prefix of each row; its draw).
 
     Args:
         sampler, prompts, rollouts: what sampled, from what, and what it sampled.
         rows, lengths: long [S], the prefixes, as `unique_states` gives them.
-        number: N.
+        number: N, or one number a prefix, long [S].
         stream, first: as `Sampler.groups`. A continuation's own stream is named (stream, prompt, sample, length, n).
         max_rows: rows of one batch.
+        without: tokens that a continuation may not begin with, as pairs (prefix, token), both long [K]; each prefix
+            must leave some token of a probability above 0.
     """
     used, row = rows.unique(return_inverse=True)
     longest = max(1, int(lengths.max()))  # later tokens are part of no prefix
@@ -140,15 +143,22 @@ def continuations(
     group = rollouts.group[rows]
     sample = (rollouts.group[:, None] == rollouts.group).tril(-1).sum(dim=1)[rows]
     names = torch.stack([group + first, sample, lengths], dim=1).tolist()
-    for part in torch.arange(len(rows) * number, device=rows.device).split(max_rows):
-        prefix = part // number
+    number = torch.full_like(rows, number) if isinstance(number, int) else number
+    owner = torch.arange(len(rows), device=rows.device).repeat_interleave(number)
+    nth = torch.arange(len(owner), device=rows.device) - (number.cumsum(0) - number)[owner]
+    for prefix, count in zip(owner.split(max_rows), nth.split(max_rows), strict=True):
         left = sampler.max_completion_length - lengths[prefix]
         streams = [
-            torch.from_numpy(noise(limit, *stream, *names[i // number], i % number))
-            for i, limit in zip(part.tolist(), left.tolist(), strict=True)
+            torch.from_numpy(noise(limit, *stream, *names[i], n))
+            for i, n, limit in zip(prefix.tolist(), count.tolist(), left.tolist(), strict=True)
         ]
         these, copies = prefix.unique(return_inverse=True)
-        state = prefixes.at(row[these], lengths[these]).pick(copies)
+        state = prefixes.at(row[these], lengths[these])
+        if without is not None:
+            of, token = without
+            here = torch.isin(of, these)
+            state.logits[torch.searchsorted(these, of[here]), token[here]] = torch.finfo(torch.float32).min / 4
+        state = state.pick(copies)
         yield prefix, sampler.decode(state, pad_rows(streams), limits=left)
 
 
@@ -174,18 +184,44 @@ def estimate_values(
     if not wanted.any():
         return
     rows, lengths, which = unique_states(rollouts, wanted)
+    _, rewards = sampled_rewards(sampler, prompts, rollouts, rows, lengths, number, reward_of, stream, first, max_rows)
+    rewards = rewards.reshape(-1, number)
+    mean, error = mean_and_error(rewards)
+    values[wanted], stderr[wanted] = mean.to(values.device)[which], error.to(values.device)[which]
+
+
+def sampled_rewards(
+    sampler: Sampler,
+    prompts: Prompts,
+    rollouts: Rollouts,
+    rows: Tensor,
+    lengths: Tensor,
+    number: int | Tensor,
+    reward_of: RewardOf,
+    stream: tuple[int, ...],
+    first: int = 0,
+    max_rows: int = MAX_ROWS,
+    without: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Continuations with their rewards: (long [K], the prefix of each; float32 [K], NaN for no verdict).
+
+    Arguments as `continuations`; a text is the whole completion, prefix included.
+    """
     sampled = rollouts.completion_ids.tolist()
     groups: list[int] = []
     texts: list[str] = []
-    for prefix, draw in continuations(sampler, prompts, rollouts, rows, lengths, number, stream, first, max_rows):
+    prefixes = []
+    for prefix, draw in continuations(
+        sampler, prompts, rollouts, rows, lengths, number, stream, first, max_rows, without
+    ):
+        prefixes.append(prefix)
         groups += rollouts.group[rows[prefix]].tolist()
         before = zip(rows[prefix].tolist(), lengths[prefix].tolist(), strict=True)
         after = zip(draw.ids.tolist(), draw.lengths.tolist(), strict=True)
         ids = [sampled[b][:t] + new[:n] for (b, t), (new, n) in zip(before, after, strict=True)]
         texts += sampler.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    rewards = torch.tensor(reward_of(groups, texts), dtype=torch.float32).reshape(-1, number)
-    mean, error = mean_and_error(rewards)
-    values[wanted], stderr[wanted] = mean.to(values.device)[which], error.to(values.device)[which]
+    rewards = torch.tensor(reward_of(groups, texts), dtype=torch.float32, device=rows.device)
+    return torch.cat(prefixes), rewards
 
 
 def mean_and_error(rewards: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ METHODS = {
     "gspo": "GSPO",
     "rloo": "RLOO",
     "vineppo": "VinePPO",
+    "forks": "Fork values",
     "sapo": "SAPO (segment-aligned)",  # TRL's loss_type="sapo" is another method
     "srpo": "SRPO",
     "spo_chain": "SPO-chain",

@@ -22,7 +22,7 @@ from segviz.views.staircase import Z
 QUESTION = "Which fork decided?"
 
 #: Methods that sample the values of states and record them as nodes.
-METHODS = ("spo_tree", "spo_chain", "vineppo")
+METHODS = ("spo_tree", "spo_chain", "vineppo", "forks")
 
 EMBEDDED = 40  #: completions whose ribbons travel with the page; others are asked for through the host
 TEXT = 700  #: characters of a node's text that travel with the page
@@ -75,7 +75,7 @@ def tree_data(
     data: dict[str, Any] = {
         "kind": "tree", "title": title, "step": step, "group": group, "empty": None, "notices": [], "verdict": [],
         "where": f"step {step} · group {group}", "method": method_label(method) if method else "",
-        "chain": method in ("spo_chain", "vineppo"), "nodes": [], "paths": {}, "ribbons": {}, "pictures": {},
+        "chain": method in ("spo_chain", "vineppo", "forks"), "nodes": [], "paths": {}, "ribbons": {}, "pictures": {},
         "limit": 0.0, "counts": None, "fork": None,
     }  # fmt: skip
     try:

@@ -7,7 +7,7 @@ import pytest
 
 from segpo_core.afterwards.credit import Run, recompute
 from segpo_core.afterwards.trained import Policy
-from segpo_core.algos import GRPO, METHODS, SAPO, SRPO, VPPO, SPOChain, SPOTree, VinePPO
+from segpo_core.algos import GRPO, METHODS, SAPO, SRPO, VPPO, Forks, SPOChain, SPOTree, VinePPO
 from segpo_core.cli import main
 from segpo_core.config import TrainConfig
 from segpo_core.record import store
@@ -23,6 +23,7 @@ OWN = [
     VPPO(fraction=0.7),
     VinePPO(num_continuations=2, steps="step markers"),
     SPOTree(branch=(2, 2), segment_tokens=3),
+    Forks(num_continuations=3, least_open=0.2),
 ]
 
 

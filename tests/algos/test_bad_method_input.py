@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segpo_core import losses
-from segpo_core.algos import GRPO, METHODS, PPO, SAPO, SRPO, Method, SPOChain, SPOTree, VinePPO
+from segpo_core.algos import GRPO, METHODS, PPO, SAPO, SRPO, Forks, Method, SPOChain, SPOTree, VinePPO
 from segpo_core.config import from_dict
 from segpo_core.policy.contrasts import corrupted
 from segpo_core.segments import count
@@ -95,7 +95,7 @@ def test_completions_without_verdict(method, rewards):
 @pytest.mark.parametrize("method", EVERY)
 def test_equal_rewards_are_no_news(method):
     credit = credit_of(method, batch([3, 2, 4], [1.0, 1.0, 1.0]))
-    if not method.uses_critic and not isinstance(method, VinePPO | SPOChain):
+    if not method.uses_critic and not isinstance(method, VinePPO | SPOChain | Forks):
         assert not credit.advantages.any()
 
 

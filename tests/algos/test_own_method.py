@@ -28,7 +28,7 @@ def llava(tmp_path_factory):
     return families.llava(tmp_path_factory.mktemp("llava"))
 
 
-@pytest.mark.parametrize("algo", [own_method.CutpointSAPO(interval=1), own_method.Forks()], ids=lambda a: a.name)
+@pytest.mark.parametrize("algo", [own_method.CutpointSAPO(interval=1), own_method.Siblings()], ids=lambda a: a.name)
 def test_it_trains_is_recorded_and_resumes(llava, tmp_path, algo):
     settings = dict(
         model_name_or_path=str(llava), output_dir=str(tmp_path / "run"), num_generations=4,
@@ -60,10 +60,10 @@ def rollouts_of(rows: list[list[int]], rewards: list[float], group: list[int]) -
     )  # fmt: skip
 
 
-def test_forks_by_hand():
+def test_siblings_by_hand():
     """a b c, a b d, a e: they part after a, and two of them again after b. The last row is alone in its group."""
     rows = [[1, 2, 3], [1, 2, 4], [1, 5], [1, 2, 3]]
-    credit = own_method.Forks().credit(rollouts_of(rows, [1.0, 0.0, 0.5, 1.0], [0, 0, 0, 1]))
+    credit = own_method.Siblings().credit(rollouts_of(rows, [1.0, 0.0, 0.5, 1.0], [0, 0, 0, 1]))
     assert credit.segment_ids.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, -1], [0, 0, 0]]
     expected = [
         [0.0, 0.0 - 0.25, 1.0 - 0.0],  # before b the others have 0 and 0.5; after it only 0 is left; then its own 1
@@ -72,21 +72,21 @@ def test_forks_by_hand():
         [0.0, 0.0, 0.0],
     ]
     torch.testing.assert_close(credit.advantages, torch.tensor(expected))
-    assert credit.metrics["forks/alone"] == 0.25
+    assert credit.metrics["siblings/alone"] == 0.25
 
 
-def test_forks_add_up_to_the_reward_minus_the_others():
+def test_siblings_add_up_to_the_reward_minus_the_others():
     """Whatever way a completion took, its segments together get RLOO's advantage; one without verdict gets none."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 2, (12, 6), generator=generator)
     rewards = torch.rand(12, generator=generator)
     group = [0] * 6 + [1] * 6
     rollouts = rollouts_of(ids.tolist(), rewards.tolist(), group)
-    credit = own_method.Forks().credit(rollouts)
+    credit = own_method.Siblings().credit(rollouts)
     begins = torch.cat([torch.ones(12, 1, dtype=torch.bool), credit.segment_ids.diff(dim=1) > 0], 1)
     total = torch.where(begins, credit.advantages, 0).sum(1)
     mean = torch.stack([(rewards[torch.tensor(group) == g].sum() - r) / 5 for g, r in zip(group, rewards, strict=True)])
     torch.testing.assert_close(total, rewards - mean)
     rollouts.rewards[0] = torch.nan
-    credit = own_method.Forks().credit(rollouts)
+    credit = own_method.Siblings().credit(rollouts)
     assert not credit.loss_mask[0].all() and not credit.advantages[1:].isnan().any()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segpo_core import losses
-from segpo_core.algos import GRPO, GSPO, METHODS, PPO, RLOO, SAPO, SRPO, SPOChain, SPOTree, TreeRL, VinePPO
+from segpo_core.algos import GRPO, GSPO, METHODS, PPO, RLOO, SAPO, SRPO, Forks, SPOChain, SPOTree, TreeRL, VinePPO
 from segpo_core.record import store
 from segpo_core.training.diagnostics import (
     calibration_error,
@@ -192,7 +192,7 @@ def test_methods_without_values_say_nothing_about_them():
 
 SHORT = {"spo_tree": SPOTree(branch=(3, 2), segment_tokens=3),
          "treerl": TreeRL(branch=(3, 2), segment_tokens=3), "vineppo": VinePPO(num_continuations=2),
-         "spo_chain": SPOChain(num_continuations=2)}  # fmt: skip
+         "spo_chain": SPOChain(num_continuations=2), "forks": Forks(num_continuations=2)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)
