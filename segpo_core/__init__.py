@@ -71,9 +71,9 @@ _DOOR = {
 _HOME = {name: module for module, names in _DOOR.items() for name in names}
 
 __all__ = [
-    "Credit", "CriticMethod", "EntropyTokens", "Forks", "GRPO", "GSPO", "METHODS", "Method", "PGPO", "PPO", "Policy", "RLOO",
-    "Rollouts", "SAPO", "SPOChain", "SPOTree", "SRPO", "SchemaError", "TEMPO", "TrainConfig", "Trainer", "TreeRL",
-    "VCPPO", "VPPO", "VinePPO", "load_reward", "load_task", "recompute", "train",
+    "Credit", "CriticMethod", "EntropyTokens", "Forks", "GRPO", "GSPO", "METHODS", "Method", "PGPO", "PPO",
+    "Policy", "RLOO", "Rollouts", "SAPO", "SPOChain", "SPOTree", "SRPO", "SchemaError", "TEMPO", "TrainConfig",
+    "Trainer", "TreeRL", "VCPPO", "VPPO", "VinePPO", "load_reward", "load_task", "recompute", "train",
 ]  # fmt: skip
 
 _moved.install()
