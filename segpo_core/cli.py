@@ -256,36 +256,37 @@ def _elsewhere(name: str, argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    import torch
-
-    from segpo_core.policy import load
-    from segpo_core.policy.load import find_model
-    from segpo_core.sampling.generate import Sampler
+    from segpo_core.afterwards.trained import Policy, run_config, run_of, run_rewards
     from segpo_core.tasks import load_task
     from segpo_core.training.evaluate import evaluate
 
     parser = argparse.ArgumentParser(prog="segpo evaluate", description="Measure a model on held-out problems (JSON).")
-    parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="model directory, such as a run's checkpoint")
-    parser.add_argument("--dataset", default="shapes")
+    parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="a run, one of its checkpoints, or a model")
+    parser.add_argument("--dataset", help="default: the run's own; of a model that is no run's, shapes")
     parser.add_argument(
         "--dataset-args", nargs="*", default=[], metavar="NAME VALUE", help="settings of the data set, as in train"
     )
     parser.add_argument("--size", type=int, default=400, help="held-out problems")
     parser.add_argument("--samples", type=int, default=8, help="sampled completions a problem; 0: greedy only")
-    parser.add_argument("--max-completion-length", type=int, default=96)
-    args = parser.parse_args(argv)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = find_model(args.model)
-    processor, model = load.load_processor(source), load.load_model(source, device=device)
-    sampler = Sampler(
-        model,
-        load.get_tokenizer(processor),
-        load.eos_token_ids(model, processor),
-        load.suppressed_token_ids(model, processor),
-        max_completion_length=args.max_completion_length,
+    parser.add_argument("--max-completion-length", type=int, help="default: the run's own; of a model, 96")
+    parser.add_argument(
+        "--trust-code", action="store_true", help="load the files and modules that the run names for its rewards"
     )
-    task = load_task(args.dataset, **_pairs(args.dataset_args))
-    numbers = evaluate(sampler, task, processor, task.reward_funcs, None, args.size, args.samples)
+    args = parser.parse_args(argv)
+    run, settings = run_of(args.model), _pairs(args.dataset_args)
+    if run is None or args.dataset is not None:
+        task = load_task(args.dataset or "shapes", **settings)
+        functions, weights = task.reward_funcs, None
+    else:
+        config = run_config(run)
+        config.dataset_args |= settings
+        functions, weights = run_rewards(config, run, args.trust_code), config.reward_weights
+        task = load_task(config.dataset, **config.dataset_args)
+    policy = Policy.load(args.model, reward_funcs=functions)
+    if args.max_completion_length or run is None:
+        policy.sampler.max_completion_length = args.max_completion_length or 96
+    _console().print(f"evaluating {policy.name}", highlight=False)
+    numbers = evaluate(policy.sampler, task, policy.processor, functions, weights, args.size, args.samples)
     print(json.dumps({name: round(value, 4) for name, value in numbers.items()}, indent=2))
     return 0
 

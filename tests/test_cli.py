@@ -216,3 +216,21 @@ def test_settings_of_one_method_in_a_file_for_several() -> None:
         from_dict({"methods": {"grpo": 3}})
     with pytest.raises(ValueError, match="no setting 'lam'"):
         from_dict({"methods": {"grpo": {"lam": 0.5}}}, method="grpo")
+
+
+@pytest.mark.parametrize("more", [[], ["--use-peft"]], ids=["full", "lora"])
+def test_evaluate_measures_a_run_and_its_checkpoints(llama, tmp_path, capsys, more):
+    """With the run's own data and rewards; an adapter on the model that it was trained on."""
+    (tmp_path / "sums.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{i} + {i} =", "answer": str(2 * i)}) for i in range(8))
+    )
+    run = tmp_path / "run"
+    assert main(flags(llama, run, "--method", "grpo", "--dataset", tmp_path / "sums.jsonl", *more)) == 0
+    capsys.readouterr()
+    results = []
+    for place in (run, run / "checkpoints" / "step-000001"):
+        assert main(["evaluate", str(place), "--size", "4", "--samples", "0"]) == 0
+        out, err = capsys.readouterr()
+        assert "the checkpoint of step 1" in err
+        results.append(json.loads(out))
+    assert results[0] == results[1] and results[0]["eval/completion_length"] <= 6

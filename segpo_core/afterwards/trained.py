@@ -107,10 +107,10 @@ class Policy:
         """
         path = Path(find_model(str(getattr(path_or_run, "path", path_or_run))))
         given = list(reward_funcs) if reward_funcs is not None else None
-        if (path / "trainer.json").exists() and (path.parent.parent / "run.json").exists():
-            path, step = path.parent.parent, checkpoint.read_step(path)
-        if (path / "run.json").exists():
-            return cls._of_run(path, step, given, trust_code)
+        run = run_of(path)
+        if run is not None:
+            step = step if run == path else checkpoint.read_step(path)
+            return cls._of_run(run, step, given, trust_code)
         if step is not None:
             raise ValueError(f"{path} is no run (it has no run.json), so it has no step {step}; leave step out")
         model = load_model(path, device=_device())
@@ -183,6 +183,15 @@ class Policy:
                 f"the token ids read {decoded[:60]!r} in the vocabulary of {self.name}, but the recorded text begins "
                 f"with {text[:60]!r}: another tokenizer wrote this; use the policy that did"
             )
+
+
+def run_of(place: str | Path) -> Path | None:
+    """The run directory that `place` is, or is a checkpoint of; else None."""
+    path = Path(find_model(str(place)))
+    if (path / "run.json").exists():
+        return path
+    run = path.parent.parent
+    return run if (path / "trainer.json").exists() and (run / "run.json").exists() else None
 
 
 def run_config(directory: Path) -> TrainConfig:

@@ -290,12 +290,16 @@ def eos_token_ids(model: nn.Module, processor: Any) -> list[int]:
 
 
 def pad_token_id(config: PreTrainedConfig, processor: Any) -> int:
-    """The padding token: the tokenizer's, else the configuration's, else an end-of-sequence token."""
+    """The padding token: the tokenizer's, else the configuration's, else an end-of-sequence token; the first that the
+    model has an embedding for. Padding is masked, so it may be any token, but it goes through the embeddings."""
     tokenizer, text = get_tokenizer(processor), config.get_text_config()
     for value in (tokenizer.pad_token_id, text.pad_token_id, tokenizer.eos_token_id, text.eos_token_id):
-        if value is not None:
-            return _flat(value)[0]
-    raise ValueError("neither tokenizer nor config names a pad or EOS token; set tokenizer.pad_token")
+        if known := [i for i in _flat(value) if 0 <= i < text.vocab_size]:
+            return known[0]
+    raise ValueError(
+        f"neither tokenizer nor config names a pad or EOS token among the model's {text.vocab_size}; set "
+        "tokenizer.pad_token to one of them"
+    )
 
 
 def suppressed_token_ids(model: nn.Module, processor: Any) -> list[int]:
@@ -311,7 +315,7 @@ def suppressed_token_ids(model: nn.Module, processor: Any) -> list[int]:
         if token.special and _VISION_WORDS.search(token.content):
             ids.append(token_id)
     vocabulary, eos = model.config.get_text_config().vocab_size, set(eos_token_ids(model, processor))
-    return [i for i in _flat(*ids) if i not in eos and i < vocabulary]
+    return [i for i in _flat(*ids) if i not in eos and 0 <= i < vocabulary]
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

@@ -181,3 +181,17 @@ def test_errors(tmp_path):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="float33"):
         load_model(FAMILIES["llama"](tmp_path / "m"), "float33")
+
+
+def test_padding_passes_over_ids_without_an_embedding(tmp_path):
+    """[PAD] was added to the tokenizer alone; older configurations say -1."""
+    path = FAMILIES["llama"](tmp_path)
+    config, processor = load_config(path), load_processor(path)
+    known = pad_token_id(config, processor)
+    processor.add_special_tokens({"pad_token": "[ANOTHER PAD]"})
+    config.vocab_size, config.pad_token_id = processor.pad_token_id, -1
+    assert processor.pad_token_id >= config.vocab_size
+    assert pad_token_id(config, processor) == processor.eos_token_id and known < config.vocab_size
+    config.vocab_size, config.eos_token_id = 1, None
+    with pytest.raises(ValueError, match="names a pad or EOS token among the model's 1"):
+        pad_token_id(config, processor)
