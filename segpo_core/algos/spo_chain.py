@@ -4,7 +4,8 @@ A cutpoint is a token that the policy was unsure of, π_old(y_t) < ρ. Segments 
 just before the first of them; only cutpoints carry the credit of their segment.
 
 Paper and released code differ in the tokens before the first cutpoint: the paper judges them from the prompt's value
-(`first_state="prompt"`), the release gives them 0 and samples no value there (`first_state="release"`).
+(`first_state="prompt"`), the release gives them 0 (`first_state="release"`). None of them is in the loss, so that value
+is sampled in neither.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class SPOChain(ChainMethod):
     interval: int = 5
     """Cutpoints in a segment."""
     first_state: Literal["prompt", "release"] = "prompt"
-    """Judge the first segment from the prompt's value (paper), or only if its first token is a cutpoint (released
-    code)."""
+    """Judge the first segment from the prompt's value (paper), or only if its first token is a cutpoint, else give it
+    0 (released code). No value is sampled for tokens that are in no loss: those before the first cutpoint are assigned
+    no credit (paper) or 0 (released code)."""
     whiten: bool = False
     """Whiten advantages over the tokens in the loss."""
 
@@ -58,6 +60,13 @@ class SPOChain(ChainMethod):
         if self.first_state == "prompt":
             return super().starts_from_prompt(rollouts)
         return rollouts.sampled_logprobs[:, 0].exp() < self.threshold
+
+    def boundaries(self, rollouts: Rollouts) -> Tensor:
+        """As of every chain, but no prompt's value where the first token is no cutpoint: the tokens before the first
+        cutpoint are none themselves, so the loss would throw their credit away."""
+        boundary = super().boundaries(rollouts)
+        boundary[:, 0] &= rollouts.sampled_logprobs[:, 0].exp() < self.threshold
+        return boundary
 
     def credit(self, rollouts: Rollouts) -> Credit:
         """Eq. 3 and 5: Â_m = V̂(end) − V̂(start), for the tokens with π_old < ρ.

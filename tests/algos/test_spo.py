@@ -129,7 +129,10 @@ def test_chain_credit_is_the_difference_of_values(probs, interval, first_state):
         z = credit.segment_ids[b, :n].tolist()
         from_prompt = first_state == "prompt" or row[0] < 0.9
         expected = slow_chain(z, rollouts.mc_values[b].tolist(), float(b % 2), from_prompt)
-        torch.testing.assert_close(credit.advantages[b, :n], torch.tensor(expected))
+        torch.testing.assert_close(credit.advantages[b, :n], torch.tensor(expected), equal_nan=True)
+        learns = rollouts.sampled_logprobs[b, :n].exp() < 0.9
+        needed = {z.index(m) for m, taught in zip(z, learns.tolist(), strict=True) if taught}
+        assert {t for row, t in asked if row == b} == needed, "no state is asked for credit that no loss has"
         starts = [z.index(m) for m in z]
         torch.testing.assert_close(credit.state_values[b, :n], rollouts.mc_values[b, starts], equal_nan=True)
         torch.testing.assert_close(credit.state_stderr[b, :n], rollouts.mc_stderr[b, starts], equal_nan=True)
@@ -141,10 +144,12 @@ def test_chain_credit_is_the_difference_of_values(probs, interval, first_state):
 def test_a_completion_without_boundary_and_one_of_a_single_token():
     rollouts = chain_rollouts([[0.95, 0.99, 0.9], [0.5], [0.99]], [1.0, 0.0, 1.0])
     prompt, release = SPOChain(), SPOChain(first_state="release")
-    assert prompt.boundaries(rollouts).nonzero().tolist() == [[0, 0], [1, 0], [2, 0]]
+    assert prompt.boundaries(rollouts).nonzero().tolist() == [[1, 0]]
     assert release.boundaries(rollouts).nonzero().tolist() == [[1, 0]]
-    with_values(rollouts, {(0, 0): 0.25, (1, 0): 0.25, (2, 0): 0.25})
-    assert prompt.credit(rollouts).advantages.tolist() == [[0.75] * 3, [-0.25, 0, 0], [0.75, 0, 0]]
+    with_values(rollouts, {(1, 0): 0.25})
+    none = math.nan
+    expected = torch.tensor([[none] * 3, [-0.25, 0, 0], [none, 0, 0]])
+    torch.testing.assert_close(prompt.credit(rollouts).advantages, expected, equal_nan=True)
     assert release.credit(rollouts).advantages.tolist() == [[0.0] * 3, [-0.25, 0, 0], [0.0, 0, 0]]
     assert prompt.credit(rollouts).loss_mask.tolist() == [[False] * 3, [True, False, False], [False] * 3]
 
@@ -212,10 +217,11 @@ def test_estimate_gives_credit_all_that_it_needs(llama, method):
     method.estimate(sampler, prompts, rollouts, reward_of, (0, 1), 0)
     rollouts.old_logprobs = torch.zeros_like(rollouts.sampled_logprobs)
     credit = method.credit(rollouts)
-    assert credit.advantages.isfinite().all() and credit.metrics["states_without_value"] == 0
+    needed = credit.loss_mask if isinstance(method, SPOChain) else rollouts.mask
+    assert credit.advantages[needed].isfinite().all() and credit.metrics["states_without_value"] == 0
     assert rollouts.mc_values.isfinite().equal(method.boundaries(rollouts))
     # The state before the last segment of a finished completion and the reward bracket its advantage.
-    assert credit.advantages.abs().max() <= 1
+    assert credit.advantages[needed].abs().max() <= 1
 
 
 def test_other_methods_sample_nothing_more(llama):
