@@ -24,6 +24,7 @@ from segviz.show.theme import level, method_label, rgba, symmetric_limit
 from segviz.show.view import View
 
 QUESTION = "Which segment broke this solution?"
+OF_RIGHT = "Which segment carried this solution?"  #: nothing broke one whose answer is right
 
 FALLBACK_TOKENS = 4000  #: tokens that the static fallback shows
 
@@ -36,21 +37,24 @@ _FLOATS = {
 _LEFT_OUT_WHEN_LONG = ("ref_logprobs", "perception_contrast", "reasoning_contrast", "token_ids")
 
 
-def ribbon(rollout: Rollout | Mapping[str, Any], title: str = QUESTION) -> View:
+def ribbon(rollout: Rollout | Mapping[str, Any], title: str | None = None) -> View:
     """The completion with its credit: segments, advantages, values, the first true error, every number on hover.
 
     Args:
         rollout: from `Run.rollout`, or a mapping with the columns of `ROLLOUT_SCHEMA` (missing ones are shown as
             not recorded).
+        title: default: the question that fits, whether the answer is right or not.
     """
     rollout = rollout if isinstance(rollout, Rollout) else Rollout(rollout)
+    title = title or question(rollout)
     data = ribbon_data(rollout, title) | {"pictures": pictures(rollout)}
     return View("ribbon", title, data, _fallback(rollout, title))
 
 
-def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
+def ribbon_data(rollout: Rollout, title: str | None = None) -> dict[str, Any]:
     """What the script needs to draw a ribbon, without the images' bytes."""
     row, total = rollout.row, len(rollout.pieces)
+    title = title or question(rollout)
     limit = symmetric_limit(rollout.column("advantages") or [], trained(rollout))
     return {
         "kind": "ribbon",
@@ -69,6 +73,11 @@ def ribbon_data(rollout: Rollout, title: str = QUESTION) -> dict[str, Any]:
         "notices": _notices(rollout),
         "pack": pack(_columns(rollout), "".join(rollout.pieces)),
     }
+
+
+def question(rollout: Rollout) -> str:
+    """What to ask of it."""
+    return OF_RIGHT if rollout.row.get("answer_right") else QUESTION
 
 
 def _columns(rollout: Rollout) -> dict[str, np.ndarray]:

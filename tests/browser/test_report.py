@@ -61,6 +61,15 @@ def test_the_question_and_its_answer_come_first(show, run):
     assert page.locator(".images img").evaluate("i => i.complete && i.naturalWidth") == 48
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1440, 900)])
+def test_a_completion_of_sixty_tokens_is_in_sight_on_opening(show, run, width, height):
+    key = next(r for r in run.rollouts if r["step"] == 1 and r["tokens"] and 45 <= r["tokens"] <= 60)
+    page = show(sv.ribbon(run.rollout(key["step"], key["group"], key["sample"])), width=width)
+    page.set_viewport_size({"width": width, "height": height})
+    bottoms = page.locator(".t").evaluate_all("ts => ts.map(t => t.getBoundingClientRect().bottom)")
+    assert len(bottoms) == key["tokens"] and sum(y <= height for y in bottoms) == len(bottoms)
+
+
 def test_the_tokens_are_the_text_and_every_segment_has_its_numbers(show, run):
     rollout = run.rollout(1, 0, 1)
     page = show(sv.ribbon(rollout))

@@ -242,6 +242,13 @@ def test_the_verdict_answers_the_question(columns, sentence):
     assert view.data["verdict"][0].startswith(sentence) and sentence in view.fallback
 
 
+def test_a_right_solution_is_not_asked_what_broke_it():
+    told = {right: sv.ribbon(row(pieces=["a"]) | {"answer_right": right}).title for right in (True, False, None)}
+    assert told[True] == "Which segment carried this solution?"
+    assert told[False] == told[None] == "Which segment broke this solution?"
+    assert sv.ribbon(row(pieces=["a"]) | {"answer_right": True}, "Mine").data["title"] == "Mine"
+
+
 def test_the_verdict_tells_how_far_the_blame_is_from_the_error():
     base = row(
         pieces=["a", "b", "c"], truth={"first_error": {"start": 0, "end": 1, "kind": "perception", "why": "it is red"}}
