@@ -9,8 +9,9 @@ from PIL import Image
 
 from segpo_core.algos import GRPO, METHODS, SAPO
 from segpo_core.cli import main, parse_train
-from segpo_core.config import TrainConfig, from_dict
+from segpo_core.config import TrainConfig, from_dict, load_yaml
 from segpo_core.record import store
+from segpo_core.shipped import ROOT
 from tests.fakes import families
 
 
@@ -57,6 +58,16 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path):
     assert (config.learning_rate, config.num_generations) == (1e-4, 2)
     assert isinstance(parse_train(["--config", str(path), "--method", "grpo"]).algo, GRPO)
     assert from_dict(config.to_dict()) == config, "what run.json holds makes the same run"
+
+
+def test_sapos_published_settings_are_settings_here():
+    path = ROOT / "configs" / "sapo-geo3k.yaml"
+    config = from_dict(load_yaml(path), str(path))
+    assert (config.method, config.max_steps, config.algo.fraction, config.algo.lam) == ("sapo", 200, 0.3, 0.99)
+    assert (config.max_prompt_length, config.max_completion_length) == (1024, 2048)
+    processes = 8
+    assert config.prompts_per_step(processes) * processes * config.num_generations == 512
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps * processes == 128
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
