@@ -29,7 +29,8 @@ class TrainConfig:
     output_dir: str = "runs/run"
     """Where the run is recorded. Must not hold another run, unless resume is set."""
     resume: bool = False
-    """Go on from the last checkpoint in output_dir."""
+    """Go on from the last checkpoint in output_dir, with the settings that its run.json holds; how long, how often
+    written and how watched may differ."""
 
     model_name_or_path: str = "data/tiny-vlm"
     """Directory (or hub name) of a transformers model, with its processor or tokenizer."""

@@ -36,7 +36,7 @@ from segpo_core.sampling.nodes import node_rows
 from segpo_core.segments import TAGS, role_ids
 from segpo_core.tasks import load_task
 from segpo_core.tasks.rewards import load_reward
-from segpo_core.training import checkpoint, evaluate
+from segpo_core.training import agreed, checkpoint, evaluate
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states
 from segpo_core.training.together import everyone, own_part, whole_batch
 from segpo_core.training.update import Learner, Micro, build_network
@@ -123,7 +123,7 @@ class Trainer:
         """
         manifest = self.directory / "run.json"
         if self.config.resume:
-            read_manifest(self.directory)
+            agreed.check(self.directory, read_manifest(self.directory)["config"], self.config.to_dict())
             return checkpoint.latest(self.directory / "checkpoints")
         if manifest.exists():
             raise ValueError(
