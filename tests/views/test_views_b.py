@@ -292,7 +292,7 @@ def test_a_run_of_a_method_without_nodes_names_those_that_have_them_and_the_comm
     view = sv.tree(sapo, 1, 0)
     for text in (view.data["empty"], Lists(view.fallback).text):
         assert "SAPO (segment-aligned) records no nodes" in text
-        assert "SPO-tree, SPO-chain and VinePPO" in text and "segpo train --method spo_tree" in text
+        assert "SPO-tree, SPO-chain, VinePPO and Fork values" in text and "segpo train --method spo_tree" in text
 
 
 def test_an_older_run_of_a_tree_method_without_the_table_says_so(tmp_path):
