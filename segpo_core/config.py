@@ -213,7 +213,8 @@ def _section(methods: Any, name: str, source: str) -> dict[str, Any]:
         raise ValueError(f"{source}: methods must be a mapping of method names to mappings of their settings")
     for other in methods:
         method_class(other)
-    return methods.get(name, {})
+    section: dict[str, Any] = methods.get(name, {})
+    return section
 
 
 def method_class(name: str) -> type[Method]:

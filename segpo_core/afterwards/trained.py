@@ -214,7 +214,7 @@ def run_rewards(config: TrainConfig, run: Path, trust_code: bool = False) -> lis
         ValueError: the run names a file or module of its own, and `trust_code` is not set: whoever wrote the run would
             decide what runs here.
     """
-    named = config.reward_funcs or [config.dataset_args.get("reward")]
+    named: list[Any] = list(config.reward_funcs or []) or [config.dataset_args.get("reward")]
     foreign = [str(spec) for spec in named if spec is not None and ":" in str(spec)]
     if foreign and not trust_code:
         raise ValueError(

@@ -134,7 +134,7 @@ class Forks(ChainMethod):
             loss_mask=mask & ~advantages.isnan() & (decision if self.mask else mask),
             rule="every token" if self.reading == "token" else f"something worth {self.bound:g} is decided",
             state_values=torch.where(mask, rollouts.mc_values, 0),
-            state_stderr=torch.where(mask, rollouts.mc_stderr, 0),
+            state_stderr=None if rollouts.mc_stderr is None else torch.where(mask, rollouts.mc_stderr, 0),
             metrics={
                 "forks/states": float(len(tree.parent)),
                 "forks/states_sampled": float(sampled.sum()),

@@ -148,6 +148,7 @@ def _method(name: str, rollout: Rollout, credit: np.ndarray) -> dict[str, Any]:
 
 
 def _place(rollout: Rollout, found: Blame) -> dict[str, Any]:
+    assert found.start is not None and found.end is not None
     text = tidy("".join(rollout.pieces[found.start : min(found.end, found.start + 40)]))[:120]
     return {
         "start": found.start, "end": found.end, "credit": found.credit, "text": text,

@@ -83,13 +83,13 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     for item in board["rollouts"]:
         embed((item["step"], item["group"], item["sample"]))
     title = f"{run.name} · {run.method_label}"
-    found = scored(run)
+    found, known = scored(run), facts(run)
     data = {
         "kind": "report",
         "title": tidy(title),
         "name": run.name,
         "method": run.method_label,
-        "facts": facts(run),
+        "facts": known,
         "headline": headline(run),
         "found": found,
         "board": board,
@@ -98,8 +98,8 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         "pictures": images,
         "problems": run.problems,
     }
-    lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in data["facts"])
-    answer = f"<p>{escape(found['said'])}</p>" if found else ""
+    lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in known)
+    answer = f"<p>{escape(str(found['said']))}</p>" if found else ""
     return View("report", title, data, f"<h3>{escape(title)}</h3>{answer}<ul>{lines}</ul>")
 
 

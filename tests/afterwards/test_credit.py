@@ -43,7 +43,9 @@ def recorded(model, out, algo, **changes):
 
 @pytest.fixture(scope="module")
 def with_critic(llava, tmp_path_factory):
-    return recorded(llava, tmp_path_factory.mktemp("sapo") / "run", SAPO(), max_steps=2)
+    return recorded(
+        llava, tmp_path_factory.mktemp("sapo") / "run", SAPO(), max_steps=2, mask_truncated_completions=False
+    )
 
 
 @pytest.fixture(scope="module")
