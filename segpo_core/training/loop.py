@@ -17,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set
 
 from segpo_core import losses
 from segpo_core.algos.base import without_cut
+from segpo_core.algos.check import checked
 from segpo_core.config import TrainConfig
 from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
@@ -266,7 +267,8 @@ class Trainer:
         """The method's credit, less the tokens that the run leaves out of its loss: (of this process's own rollouts, of
         those of all processes)."""
         rollouts = whole_batch(own, first)
-        credit = self.method.credit(rollouts)
+        who = f"{self.method.title} ({type(self.method).__name__}.credit)"
+        credit = checked(self.method.credit(rollouts), rollouts, who)
         if self.config.mask_truncated_completions:
             credit = without_cut(credit, rollouts)
         return own_part(credit, own), credit
