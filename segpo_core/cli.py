@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from datetime import datetime
@@ -22,6 +23,7 @@ from segpo_core.shipped import ROOT
 
 if TYPE_CHECKING:  # the commands import what they need: torch takes seconds, `segpo --help` should not
     from segpo_core.config import TrainConfig
+    from segpo_core.training.loop import Trainer
 
 COMMANDS = {
     "train": "train a policy (settings from a YAML file and flags; `segpo train --help` lists them all)",
@@ -35,7 +37,8 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, or 1 for an error that was told in one message."""
+    """Run a command. Returns the exit code: 0; 1 for an error that was told in one message; 143 or 129 for a training
+    that SIGTERM or SIGHUP ended, after saving."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     if not argv or argv[0] in ("-h", "--help"):
@@ -107,9 +110,15 @@ def _pairs(words: list[str]) -> dict[str, str]:
 
 
 def _train(argv: list[str]) -> int:
-    directory = _run(parse_train(argv))
-    _console().print(f"recorded in {directory}; look at it with: segpo report {directory}", highlight=False)
-    return 0
+    trainer = _run(parse_train(argv))
+    directory, lost = trainer.directory, trainer.recorder.failures
+    told = f"recorded in {directory}" + (f", except {lost} files that could not be written" if lost else "")
+    _console().print(f"{told}; look at it with: segpo report {directory}", highlight=False)
+    if trainer.stopped_by in (0, signal.SIGINT):
+        return 0
+    name = signal.Signals(trainer.stopped_by).name
+    _console().print(f"{name}: ended after step {trainer.step}, which is saved; --resume goes on", highlight=False)
+    return 128 + trainer.stopped_by  # what a shell reports of a process that ended so
 
 
 def _console() -> Console:
@@ -117,7 +126,7 @@ def _console() -> Console:
     return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
-def _run(config: TrainConfig) -> Path:
+def _run(config: TrainConfig) -> Trainer:
     from transformers.utils import logging as transformers_logging
 
     from segpo_core.training.loop import Trainer
@@ -128,7 +137,8 @@ def _run(config: TrainConfig) -> Path:
     trainer = Trainer(config)
     with Display(config.max_steps, config.algo.title, _console()) as display:
         trainer.on_step = display.update
-        return trainer.run()
+        trainer.run()
+    return trainer
 
 
 def _demo(argv: list[str]) -> int:

@@ -149,7 +149,9 @@ def test_a_run_directory_is_never_written_over(llava, data, tmp_path, capsys):
 
 
 def test_resume_without_a_checkpoint_says_so(llava, data, tmp_path, capsys):
-    store.Recorder(tmp_path / "run").start({})
+    recorder = store.Recorder(tmp_path / "run")
+    recorder.start({})
+    recorder.metrics(60, {"loss": 0.0})  # past a step that saves: the checkpoints were lost
     assert "no checkpoint" in fails(capsys, *flags(llava, tmp_path / "run", "--dataset", data, "--resume"))
 
 

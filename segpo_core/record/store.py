@@ -22,6 +22,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -131,6 +132,9 @@ NODE_SCHEMA = pa.schema(
 METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
 
 
+_STEP = re.compile(r"step-(\d{6,9})(?:\.|$)")
+
+
 class SchemaError(ValueError):
     """The directory is not a run, or was written by another version of the schema."""
 
@@ -164,6 +168,12 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step in a name such as `step-000012.rank0.parquet`; None for a name of another kind."""
+    named = _STEP.match(path.name)
+    return int(named[1]) if named else None
+
+
 def nullable(values: Iterable[float]) -> list[float | None]:
     """A list in which NaN, that is 'not assigned', became None."""
     return [None if math.isnan(v) else v for v in values]
@@ -174,6 +184,7 @@ class Recorder:
 
     def __init__(self, directory: str | Path, rank: int = 0):
         self.directory, self.rank, self.failures = Path(directory), rank, 0
+        self.unwritten: dict[int, dict[str, float]] = {}  #: metrics of steps that wait for their file
         for name in ("metrics", "rollouts", "images", "checkpoints"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
 
@@ -192,10 +203,13 @@ class Recorder:
         write_atomic(self.directory / "run.json", json.dumps(manifest, indent=2, default=str).encode())
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write one step's numbers. Unlike rollouts these must arrive: an error here is the caller's to see."""
-        rows = [{"step": step, "name": name, "value": float(value)} for name, value in sorted(values.items())]
-        table = pa.Table.from_pylist(rows, schema=METRIC_SCHEMA)
-        write_atomic(self.directory / "metrics" / f"{step_name(step)}.parquet", table_bytes(table))
+        """Write one step's numbers. Those that could not be written are tried again with the next step's."""
+        self.unwritten[step] = values
+        for late, numbers in list(self.unwritten.items()):
+            rows = [{"step": late, "name": name, "value": float(value)} for name, value in sorted(numbers.items())]
+            with self._counted(late, "metrics"):
+                self._write(Path("metrics") / f"{step_name(late)}.parquet", rows, METRIC_SCHEMA)
+                del self.unwritten[late]
 
     def rollouts(self, step: int, rows: list[dict[str, Any]], images: dict[str, Image.Image]) -> None:
         """Write one step's rollouts, its images first, so that no row names an image that is not there.
@@ -209,17 +223,21 @@ class Recorder:
             for digest, image in images.items():
                 path = self.directory / "images" / f"{digest}.png"
                 if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     write_atomic(path, png_bytes(image))
-            self._table("rollouts", step, rows, ROLLOUT_SCHEMA)
+            self._write(self._file("rollouts", step), rows, ROLLOUT_SCHEMA)
 
     def nodes(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the nodes of one step's trees or chains. `rows`: see `NODE_SCHEMA`."""
         with self._counted(step, "nodes"):
-            (self.directory / "nodes").mkdir(exist_ok=True)
-            self._table("nodes", step, rows, NODE_SCHEMA)
+            self._write(self._file("nodes", step), rows, NODE_SCHEMA)
 
-    def _table(self, kind: str, step: int, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-        path = self.directory / kind / f"{step_name(step)}.rank{self.rank}.parquet"
+    def _file(self, kind: str, step: int) -> Path:
+        return Path(kind) / f"{step_name(step)}.rank{self.rank}.parquet"
+
+    def _write(self, name: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)  # someone may have removed it
         write_atomic(path, table_bytes(pa.Table.from_pylist(rows, schema=schema)))
 
     @contextlib.contextmanager
@@ -273,9 +291,14 @@ def read_metrics(directory: str | Path) -> pa.Table:
     return pa.concat_tables(tables) if tables else METRIC_SCHEMA.empty_table()
 
 
+def metric_steps(directory: str | Path) -> list[int]:
+    """Steps whose metrics are recorded, in order."""
+    return [step_of(path) for path in _files(directory, "metrics")]
+
+
 def rollout_steps(directory: str | Path) -> list[int]:
     """Steps whose rollouts are recorded, in order."""
-    return sorted({int(path.name[5:11]) for path in _files(directory, "rollouts")})
+    return sorted({step_of(path) for path in _files(directory, "rollouts")})
 
 
 def read_rollouts(
@@ -290,7 +313,7 @@ def read_rollouts(
     tables = [
         pq.read_table(path, schema=schema)
         for path in _files(directory, "rollouts")
-        if wanted is None or int(path.name[5:11]) in wanted
+        if wanted is None or step_of(path) in wanted
     ]
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
@@ -302,7 +325,7 @@ def read_nodes(directory: str | Path, steps: Iterable[int] | None = None) -> pa.
     tables = [
         pq.read_table(path, schema=NODE_SCHEMA)
         for path in _files(directory, "nodes")
-        if wanted is None or int(path.name[5:11]) in wanted
+        if wanted is None or step_of(path) in wanted
     ]
     return pa.concat_tables(tables) if tables else NODE_SCHEMA.empty_table()
 
@@ -322,7 +345,7 @@ def read_credit(
         pq.read_table(path, schema=CREDIT_SCHEMA)
         for method in (there if methods is None else methods)
         for path in _files(directory, f"credit/{method}")
-        if wanted is None or int(path.name[5:11]) in wanted
+        if wanted is None or step_of(path) in wanted
     ]
     return pa.concat_tables(tables) if tables else CREDIT_SCHEMA.empty_table()
 
@@ -331,12 +354,18 @@ def forget_after(directory: str | Path, step: int) -> None:
     """Remove metrics, rollouts, nodes and credit of later steps: a run that goes on from `step` makes them again."""
     for kind in ("metrics", "rollouts", "nodes", "credit/*"):
         for path in _files(directory, kind):
-            if int(path.name[5:11]) > step:
+            if step_of(path) > step:
                 path.unlink()
 
 
 def _files(directory: str | Path, kind: str) -> Iterator[Path]:
-    yield from sorted(Path(directory).glob(f"{kind}/step-*.parquet"))
+    """Files of steps, in order of the steps. Other names are not ours, and nothing but a plain file is read: a pipe
+    would keep its reader waiting for ever."""
+    found = ((step_of(path), path) for path in Path(directory).glob(f"{kind}/step-*.parquet"))
+    for _, path in sorted((step, path) for step, path in found if step is not None):
+        if not path.is_file():
+            raise SchemaError(f"{path} is no plain file: remove it from the run")
+        yield path
 
 
 def _version(package: str) -> str | None:

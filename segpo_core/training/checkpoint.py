@@ -5,15 +5,19 @@
                                                     what was trained is float32, whatever the network computed in
       critic.safetensors                            the critic's own parameters, where there is a critic
       optimizer.pt                                  AdamW's moments
-      trainer.json                                  the step, and what a resumed run must agree on
+      trainer.json                                  written last: the step, what a resumed run must agree on, and size
+                                                    and sha256 of every other file
 
 Nothing random is stored: every random stream is named by (seed, step, …), and the learning rate is a function of the
-step. A checkpoint is written beside its place and renamed, so one that can be seen is whole.
+step. A checkpoint is written beside its place and renamed, and renamed before it is removed, so one that can be seen is
+whole. A disk that lost writes, or a copy that was interrupted, can still tear one: it is checked before it is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -24,7 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segpo_core.policy.sharding import load_optimizer_state
-from segpo_core.record.store import step_name
+from segpo_core.record.store import step_name, step_of
+
+log = logging.getLogger(__name__)
 
 
 def save(
@@ -58,35 +64,87 @@ def save(
         if critic:
             save_file(critic, temporary / "critic.safetensors")
         torch.save(optimizer, temporary / "optimizer.pt")
-        (temporary / "trainer.json").write_text(json.dumps({"step": step, **facts}, indent=2))
+        files = {path.name: _facts(path) for path in sorted(temporary.iterdir())}
+        (temporary / "trainer.json").write_text(json.dumps({"step": step, **facts, "files": files}, indent=2))
         for path in temporary.iterdir():
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target)
         os.replace(temporary, target)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except Exception as error:  # safetensors and tokenizers have error types of their own for a disk that is full
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"the checkpoint {target} cannot be written: {type(error).__name__}: {error}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for old in listed(directory)[:-keep] if keep > 0 else []:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
+    for left in directory.glob(".step-*"):  # of writers that were killed
+        shutil.rmtree(left, ignore_errors=True)
     return target
 
 
+def remove(path: Path) -> None:
+    """Remove a checkpoint, under another name, so that no reader meets half of one."""
+    if path.exists():
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def listed(directory: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if (path / "trainer.json").exists())
+    """Checkpoints, oldest first."""
+    found = (path for path in directory.glob("step-*") if step_of(path) is not None)
+    return sorted((path for path in found if (path / "trainer.json").exists()), key=step_of)
 
 
 def latest(directory: Path) -> Path:
-    """The newest checkpoint.
+    """The newest whole checkpoint; what is wrong with newer ones is told.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: there are some, but none is whole.
     """
-    found = listed(directory)
-    if not found:
-        raise FileNotFoundError(f"there is no checkpoint in {directory} to resume from; start the run without --resume")
-    return found[-1]
+    found, torn = listed(directory), []
+    for path in reversed(found):
+        why = damage(path)
+        if why is None:
+            if torn:
+                log.warning("%s; going on from %s", "; ".join(torn), path)
+            return path
+        torn.append(f"{path} is not whole ({why})")
+    if torn:
+        raise ValueError("; ".join(torn) + ": there is no whole checkpoint to go on from; bring one back from a copy")
+    raise FileNotFoundError(f"there is no checkpoint in {directory} to resume from; start the run without --resume")
+
+
+def damage(path: Path) -> str | None:
+    """What of a checkpoint is missing or not as it was written; None where it is whole. Reads every byte of it."""
+    try:
+        facts = json.loads((path / "trainer.json").read_text())
+        if not isinstance(facts["step"], int):
+            return "trainer.json names no step"
+        for name, wanted in facts.get("files", {}).items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if (path / name).stat().st_size != wanted["size"]:
+                return f"{name} has {(path / name).stat().st_size} bytes of {wanted['size']}"
+            if _facts(path / name) != wanted:
+                return f"{name} has changed since it was written"
+    except OSError as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "trainer.json cannot be read"
+    return None
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as handle:
+        return {"size": os.fstat(handle.fileno()).st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
 def read_step(path: Path) -> int:

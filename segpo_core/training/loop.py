@@ -7,6 +7,7 @@ throughout, so a run that goes on from a checkpoint repeats, bit for bit on a CP
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,14 @@ from segpo_core.policy.load import (
 )
 from segpo_core.policy.sharding import optimizer_state
 from segpo_core.record.rows import rollout_rows
-from segpo_core.record.store import Recorder, SchemaError, forget_after, image_digest, read_manifest
+from segpo_core.record.store import (
+    Recorder,
+    SchemaError,
+    forget_after,
+    image_digest,
+    metric_steps,
+    read_manifest,
+)
 from segpo_core.sampling.chains import RewardOf, estimate_values
 from segpo_core.sampling.generate import Sampler
 from segpo_core.sampling.nodes import node_rows
@@ -39,10 +47,13 @@ from segpo_core.tasks import load_task
 from segpo_core.tasks.rewards import load_reward
 from segpo_core.training import agreed, checkpoint, evaluate
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states
+from segpo_core.training.hold import LOCK, Hold
 from segpo_core.training.together import everyone, own_part, whole_batch
 from segpo_core.training.update import Learner, Micro, build_network
 from segpo_core.training.watch import Clock, Interrupt
 from segpo_core.types import Credit, Rollouts
+
+log = logging.getLogger(__name__)
 
 #: Ways to run that the update knows nothing of.
 UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -83,8 +94,11 @@ class Trainer:
             )
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prompts_per_step = config.prompts_per_step(self.world)
-        start_from = self._claim_directory()
+        self._look()
         self.accelerator.wait_for_everyone()  # no process writes before all have looked
+        self._hold()
+        start_from = self._look()  # again, now that nobody else can change it
+        self.accelerator.wait_for_everyone()
         set_seed(config.seed)
         self.task = task or load_task(config.dataset, **config.dataset_args)
         self.reward_funcs = [load_reward(spec) for spec in config.reward_funcs] or self.task.reward_funcs
@@ -94,12 +108,12 @@ class Trainer:
             )
         self._load(start_from)
         self.recorder = Recorder(self.directory, self.rank)
-        self.step = 0
+        self.step, self.stopped_by = 0, 0
         if start_from is not None:
             self.step = checkpoint.load_optimizer(start_from, self.learner.optimizer)
-            if self.accelerator.is_main_process:
-                forget_after(self.directory, self.step)
-        elif self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and config.resume:
+            forget_after(self.directory, self.step)
+        if self.accelerator.is_main_process and start_from is None:
             self.recorder.start(
                 config.to_dict(),
                 model=self._describe_model(),
@@ -116,24 +130,53 @@ class Trainer:
 
     # --- setting up ---------------------------------------------------------------------------------------------
 
-    def _claim_directory(self) -> Path | None:
-        """The checkpoint to go on from, or None for a new run.
+    def _hold(self) -> None:
+        """Keep other trainers out of the directory until the end of `run`; the main process does for all.
+
+        Raises:
+            ValueError: another trainer is at work there; every process says so.
+        """
+        self.hold, refusal = None, None
+        if self.accelerator.is_main_process:
+            try:
+                self.hold = Hold(self.directory)
+            except ValueError as error:
+                refusal = str(error)
+        refused = [text for text in everyone([refusal]) if text]
+        if refused:
+            raise ValueError(refused[0])
+
+    def _look(self) -> Path | None:
+        """The checkpoint to go on from, or None for a run from its beginning.
 
         Raises:
             ValueError, FileNotFoundError: the directory holds another run, or nothing to resume.
         """
         manifest = self.directory / "run.json"
-        if self.config.resume:
+        began = manifest.exists() or not (self.directory / LOCK).exists()  # else its start was interrupted
+        if self.config.resume and began:
             agreed.check(self.directory, read_manifest(self.directory)["config"], self.config.to_dict())
-            return checkpoint.latest(self.directory / "checkpoints")
+            return self._newest()
         if manifest.exists():
             raise ValueError(
                 f"{self.directory} already holds a run: resume it (--resume), or name another --output-dir; "
                 "nothing in it was touched"
             )
-        if self.directory.exists() and any(self.directory.iterdir()):
+        if self.directory.exists() and any(map(_holds_something, self.directory.iterdir())):
             raise SchemaError(f"{self.directory} is not empty and is not a run: name another --output-dir")
         return None
+
+    def _newest(self) -> Path | None:
+        """The newest whole checkpoint; None for a run that was killed before its first one."""
+        try:
+            return checkpoint.latest(self.directory / "checkpoints")
+        except FileNotFoundError:
+            # A run that got past a step at which it saves has lost its checkpoints: what it recorded is kept.
+            recorded, saves = max(metric_steps(self.directory), default=0), self.config.save_steps
+            if saves and recorded > saves:
+                raise
+            log.warning("%s has no checkpoint yet: it starts again from step 0", self.directory)
+            return None
 
     def _load(self, start_from: Path | None) -> None:
         config = self.config
@@ -163,22 +206,31 @@ class Trainer:
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
-        """Train to `max_steps`, or until Ctrl-C, which ends the step at hand and saves. Returns the run directory."""
+        """Train to `max_steps`, or until Ctrl-C, SIGTERM or SIGHUP, which end the step at hand and save; `stopped_by`
+        then holds the signal. Returns the run directory."""
+        try:
+            return self._run()
+        finally:
+            if self.hold is not None:
+                self.hold.release()
+
+    def _run(self) -> Path:
         config = self.config
         with Interrupt() as interrupt:
             if self.step == 0 and config.eval_steps:
                 self._publish(0, self.evaluate())
-            stopping = False
+            stopping = unsaved = False
             while self.step < config.max_steps and not stopping:
                 self.step += 1
                 metrics = self.train_step()
-                stopping = any(everyone([interrupt.asked]))  # Ctrl-C may reach processes in different steps
+                self.stopped_by = max(everyone([interrupt.asked]))  # it may reach processes in different steps
+                stopping = bool(self.stopped_by)
                 last = self.step == config.max_steps or stopping
                 if config.eval_steps and (self.step % config.eval_steps == 0 or last):
                     metrics |= self.evaluate()
                 self._publish(self.step, metrics)
-                if last or (config.save_steps and self.step % config.save_steps == 0):
-                    self.save()
+                if last or unsaved or (config.save_steps and self.step % config.save_steps == 0):
+                    unsaved = not self.save(must=last)  # tried again after the next step
         if self.world > 1:
             self.learner.let_go()
         self.accelerator.end_training()
@@ -328,17 +380,29 @@ class Trainer:
         values = torch.tensor([metrics[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step."""
+    def save(self, must: bool = True) -> bool:
+        """Write a checkpoint of the current step. Returns whether that worked.
+
+        Raises:
+            OSError: it did not, and it `must`.
+        """
         # parts of both may lie in other processes
         weights, moments = self.learner.weights(), optimizer_state(self.learner.optimizer)
+        saved = True
         if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor,
-                {"method": self.method.name, "seed": self.config.seed, "model": str(self.config.model_name_or_path)},
-                self.config.save_total_limit,
-            )  # fmt: skip
-        self.accelerator.wait_for_everyone()
+            try:
+                checkpoint.save(
+                    self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor,
+                    {"method": self.method.name, "seed": self.config.seed,
+                     "model": str(self.config.model_name_or_path)},
+                    self.config.save_total_limit,
+                )  # fmt: skip
+            except OSError as error:
+                if must:
+                    raise
+                saved = False
+                log.warning("step %d: no checkpoint, training goes on and tries again: %s", self.step, error)
+        return all(everyone([saved]))
 
     def _publish(self, step: int, metrics: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -347,6 +411,13 @@ class Trainer:
             self.accelerator.log(metrics, step=step)
         if self.on_step and self.accelerator.is_main_process:
             self.on_step(step, metrics, *self.last)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a path is more than what an interrupted start leaves behind."""
+    if path.name == LOCK or path.name.endswith(".tmp"):
+        return False
+    return path.is_symlink() or not path.is_dir() or any(path.iterdir())
 
 
 def train(config: TrainConfig, **kwargs: Any) -> Path:
