@@ -10,7 +10,8 @@ import difflib
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -246,11 +247,34 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _typed(owner: type, name: str, value: Any) -> Any:
-    """YAML reads 1e-4 as text; give number fields their number."""
+    """The value, of the type that the field's annotation says. YAML reads 1e-4 as text: number fields get their number.
+
+    Raises:
+        ValueError: it is of another type.
+    """
     annotation = str(next(f.type for f in dataclasses.fields(owner) if f.name == name))
     if isinstance(value, str | int) and not isinstance(value, bool) and annotation.startswith("float"):
         try:
             return float(value)
         except ValueError:
             raise ValueError(f"{name} must be a number, not {value!r}") from None
+    if not _fits(value, get_type_hints(owner)[name]):
+        raise ValueError(f"{name} must be {annotation.replace('Literal', 'one of ')}, not {value!r}")
     return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, as far as settings have them."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in args)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in args)
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if hint in (int, float):
+        kinds = (int, float) if hint is float else int
+        return isinstance(value, kinds) and not isinstance(value, bool) and value == value
+    return isinstance(value, hint) if isinstance(hint, type) else True

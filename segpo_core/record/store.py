@@ -270,12 +270,14 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         SchemaError: there is none, it cannot be read, or it is of another schema version.
     """
     path = Path(directory) / "run.json"
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise SchemaError(f"{path} is no plain file")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
     except FileNotFoundError:
         raise SchemaError(f"{directory} is not a run directory: it has no run.json") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SchemaError(f"{path} cannot be read as a run's manifest: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise SchemaError(

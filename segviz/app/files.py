@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from stat import S_ISREG
 
 SETTLED = 2.0  #: seconds after which a directory's time stamp can be trusted to tell of the next change
 
@@ -38,6 +39,8 @@ class Watch:
                     try:
                         info = entry.stat()
                     except FileNotFoundError:
+                        continue
+                    if not S_ISREG(info.st_mode):  # reading a pipe would wait for ever, and with it every run
                         continue
                     found[entry.name] = (info.st_mtime_ns, info.st_size, info.st_ino)
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from segpo_core.record.store import (
     read_nodes,
     rollout_steps,
     step_name,
+    step_of,
 )
 from segviz.runs.rollout import Rollout
 from segviz.show.theme import method_label
@@ -190,7 +192,7 @@ class Run:
         """Every rollout recorded so far, without its token streams."""
         found: dict[int, dict[str, Stamp]] = {}
         for name, stamp in sorted(self.files("rollouts").items()):
-            found.setdefault(int(name[5:11]), {})[name] = stamp
+            found.setdefault(step_of(Path(name)), {})[name] = stamp
         return RolloutTable([row for step, files in found.items() for row in self._step(step, files)])
 
     def rollouts_at(self, step: int) -> RolloutTable:
@@ -244,6 +246,8 @@ class Run:
         """Rollouts of a group with all of their columns; of `more` pyarrow filters, those that pass."""
         found = []
         for path in sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet")):
+            if not path.is_file():
+                continue
             try:
                 rows = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), *more]).to_pylist()
             except pa.ArrowInvalid as error:
@@ -293,8 +297,11 @@ class Run:
         try:
             with os.scandir(self.path / kind) as entries:
                 for entry in entries:
-                    if entry.name.startswith("step-") and entry.name.endswith(".parquet"):
+                    if entry.name.endswith(".parquet") and step_of(Path(entry.name)) is not None:
                         facts = entry.stat()
+                        if not stat.S_ISREG(facts.st_mode):  # a pipe would keep its reader waiting for ever
+                            self._problems[entry.name] = f"{kind}/{entry.name} is no plain file and was left out"
+                            continue
                         found[entry.name] = (facts.st_mtime_ns, facts.st_size)
         except (FileNotFoundError, NotADirectoryError):  # nothing recorded yet, or removed while looking
             pass
