@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from segpo_core.algos import GRPO
+from segpo_core.cli import parse_train
 from segpo_core.record import store
 from segpo_core.training import checkpoint
 from segpo_core.training.loop import Trainer
@@ -69,14 +70,15 @@ def test_one_trainer_a_directory_and_sigterm_saves(model, problems, tmp_path):
     out = tmp_path / "run"
     first = launch(model, problems, out)
     wait_for_step(first, out, 1)
+    flags = command(model, problems, out, "--resume")[4:]
     with pytest.raises(ValueError, match=rf"is being trained by process {first.pid} on "):
-        trainer(model, out, resume=True)
+        Trainer(parse_train(flags))
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=60)
     assert first.returncode == 143 and "SIGTERM: ended after step" in output, output
     last = store.metric_steps(out)[-1]
     assert checkpoint.read_step(checkpoint.latest(out / "checkpoints")) == last
-    again = trainer(model, out, resume=True, max_steps=last)  # whose owner is gone is free
+    again = Trainer(parse_train([*flags, "--max-steps", str(last)]))  # whose owner is gone is free
     assert again.step == last
     again.run()
 
