@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": "train the small embedded policy, beside GRPO, watch both in the app, and write a report",
     "evaluate": "measure a model or a checkpoint on held-out problems",
     "credit": "compute other methods' credit for a run's recorded rollouts",
+    "bench-learn": "measure which method learns what, from short runs of each",
     "app": "watch runs in a browser while they train: curves, every rollout, comparisons",
     "report": "write one offline HTML file about a run",
     "warmup": "make the small embedded policy from nothing",
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         return _fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
     try:
-        return globals()[f"_{command}"](rest)
+        return globals()[f"_{command.replace('-', '_')}"](rest)
     except (ValueError, FileNotFoundError, ImportError) as error:
         return _fail(str(error))
     except OSError as error:
@@ -299,6 +300,12 @@ def _evaluate(argv: list[str]) -> int:
     numbers = evaluate(policy.sampler, task, policy.processor, functions, weights, args.size, args.samples)
     print(json.dumps({name: round(value, 4) for name, value in numbers.items()}, indent=2))
     return 0
+
+
+def _bench_learn(argv: list[str]) -> int:
+    from segpo_core.afterwards.bench_learn.run import main as bench
+
+    return bench(argv, ROOT)
 
 
 def _warmup(argv: list[str]) -> int:

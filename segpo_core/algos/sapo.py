@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from segpo_core.advantages import segment_gae, token_rewards, whiten
 from segpo_core.algos.base import CriticMethod, judged, rewards_of, values_of
@@ -39,10 +40,14 @@ class SAPO(CriticMethod):
     clamp: float | None = None
     """Bound on the size of an advantage (released code: 5)."""
 
+    def segments(self, rollouts: Rollouts) -> Tensor:
+        """long [B, T], eq. 11: the cut is of the sampling policy, and made once."""
+        return entropy_topk(rollouts.entropy, rollouts.mask, self.fraction)
+
     def credit(self, rollouts: Rollouts) -> Credit:
         """Eq. 6-7: GAE in which one step is one segment; every token of z_m gets Â_m."""
         mask, known, values = rollouts.mask, judged(rollouts), values_of(rollouts)
-        z = entropy_topk(rollouts.entropy, mask, self.fraction)  # eq. 11
+        z = self.segments(rollouts)
         r = token_rewards(rewards_of(rollouts), mask, kl=self.reward_kl(rollouts), kl_coef=self.beta)
         advantages, returns = segment_gae(r, values, z, self.gamma, self.lam, value_at=self.value_at)
         if self.lam_value is not None:

@@ -1,0 +1,136 @@
+"""The curves of runs, one line a run, and what is read from them. No model, no torch.
+
+A line is a mapping: arm, seed, learning_rate, eval_size, settings that differ from the demo's, machine; and lists as
+long as its evaluations: `step`, `tokens` (through the sampler so far), `seconds` (of the processor so far, without
+evaluation), held-out `answer`, `perception`, `grounded`, `length` (greedy), and of the steps since the evaluation
+before `entropy`, `train_length`, `explained_variance`, `calibration_error` (null where there is none).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from segpo_core.record.store import write_atomic
+
+Line = dict[str, Any]
+
+#: 0.975 quantile of Student's t by degrees of freedom, from 1.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file; none where it is not there.
+
+    Raises:
+        ValueError: a line that is no run.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+            lines.append(line | {"key": (line["arm"], line["seed"], line["learning_rate"], line["eval_size"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no run of `segpo bench-learn`: {error}") from None
+    return lines
+
+
+def add(path: Path, line: Line) -> None:
+    """One more line, whole or not at all."""
+    before = path.read_bytes() if path.exists() else b""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, before + (json.dumps(line, ensure_ascii=False) + "\n").encode())
+
+
+def at(line: Line, name: str, axis: str, place: float) -> float:
+    """The curve `name` at `place` of `axis`, straight between evaluations."""
+    return float(np.interp(place, line[axis], line[name]))
+
+
+def area(line: Line, name: str, axis: str, budget: float) -> float:
+    """Mean height of the curve from 0 to `budget`: the area under it, by the budget."""
+    x, y = np.asarray(line[axis], float), np.asarray(line[name], float)
+    inside = x < budget
+    x, y = np.append(x[inside], budget), np.append(y[inside], np.interp(budget, x, y))
+    return float(np.trapezoid(y, x) / budget) if budget > 0 else float(y[0])
+
+
+def first_at(line: Line, name: str, axis: str, height: float) -> float:
+    """Where the curve first reaches `height`; infinite where it never does."""
+    x, y = line[axis], line[name]
+    for i, value in enumerate(y):
+        if value >= height:
+            return float(x[i] if i == 0 else np.interp(height, y[i - 1 : i + 1], x[i - 1 : i + 1]))
+    return float("inf")
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and its 95 % interval, from Student's t; one seed has none."""
+
+    mean: float
+    low: float
+    high: float
+    number: int
+
+
+def interval(values: Sequence[float]) -> Interval:
+    x = np.asarray(values, float)
+    if len(x) == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    if len(x) == 1:
+        return Interval(float(x[0]), float("-inf"), float("inf"), 1)
+    half = T[min(len(x) - 2, len(T) - 1)] * x.std(ddof=1) / len(x) ** 0.5
+    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
+
+
+class Runs:
+    """The runs of all arms that the tables are made of.
+
+    Args:
+        lines: as `read` gives them.
+        leave_out: seeds that only tuned.
+        rate: arm -> its learning rate; runs with another one are left out.
+    """
+
+    def __init__(self, lines: list[Line], leave_out: Sequence[int] = (), rate: dict[str, float] | None = None):
+        self.of: dict[str, dict[int, Line]] = {}
+        for line in lines:
+            arm, seed = line["arm"], line["seed"]
+            if seed in leave_out or (rate and rate.get(arm, line["learning_rate"]) != line["learning_rate"]):
+                continue
+            if seed not in self.of.setdefault(arm, {}) or line["step"][-1] > self.of[arm][seed]["step"][-1]:
+                self.of[arm][seed] = dict(line)
+        for runs in self.of.values():
+            typical_seconds(list(runs.values()))
+
+    def budget(self, arms: Sequence[str], axis: str) -> float:
+        """As far as every run of these arms gets."""
+        return min((run[axis][-1] for arm in arms for run in self.of.get(arm, {}).values()), default=0.0)
+
+    def areas(self, arm: str, name: str, axis: str, budget: float) -> dict[int, float]:
+        """Seed -> area."""
+        return {seed: area(run, name, axis, budget) for seed, run in sorted(self.of.get(arm, {}).items())}
+
+    def difference(self, better: str, worse: str, name: str, axis: str, most: float) -> tuple[Interval, float]:
+        """Area of one arm less that of another, seed by seed (the same problems), and the budget it is over."""
+        budget = min(self.budget((better, worse), axis), most)
+        one, other = (self.areas(arm, name, axis, budget) for arm in (better, worse))
+        return interval([one[seed] - other[seed] for seed in one if seed in other]), budget
+
+
+def typical_seconds(runs: list[Line]) -> None:
+    """Give the runs of one arm the same times, in place: each step's share is the median over them. Others use the
+    machine too, and what a run happened to wait says nothing about its method."""
+    shares: dict[int, list[float]] = {}
+    for run in runs:
+        for i in range(1, len(run["step"])):
+            each = (run["seconds"][i] - run["seconds"][i - 1]) / (run["step"][i] - run["step"][i - 1])
+            shares.setdefault(run["step"][i], []).append(each)
+    for run in runs:
+        spans = np.diff(run["step"])
+        parts = [float(np.median(shares[step])) * span for step, span in zip(run["step"][1:], spans, strict=True)]
+        run["seconds"] = [0.0, *np.cumsum(parts).tolist()]

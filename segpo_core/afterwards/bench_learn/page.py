@@ -1,0 +1,3 @@
+from pathlib import Path
+def write(lines, page, plots, credit):
+    pass
