@@ -92,15 +92,14 @@ class Runs:
 
     Args:
         lines: as `read` gives them.
-        leave_out: seeds that only tuned.
-        rate: arm -> its learning rate; runs with another one are left out.
+        rate: runs with another learning rate are left out.
     """
 
-    def __init__(self, lines: list[Line], leave_out: Sequence[int] = (), rate: dict[str, float] | None = None):
+    def __init__(self, lines: list[Line], rate: float):
         self.of: dict[str, dict[int, Line]] = {}
         for line in lines:
             arm, seed = line["arm"], line["seed"]
-            if seed in leave_out or (rate and rate.get(arm, line["learning_rate"]) != line["learning_rate"]):
+            if line["learning_rate"] != rate:
                 continue
             if seed not in self.of.setdefault(arm, {}) or line["step"][-1] > self.of[arm][seed]["step"][-1]:
                 self.of[arm][seed] = dict(line)

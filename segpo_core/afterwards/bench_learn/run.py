@@ -86,12 +86,14 @@ def main(argv: list[str], root: Path) -> int:
     )
     parser.add_argument("arms", nargs="*", help="only these (default: the whole plan): " + ", ".join(arms.ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(arms.SEEDS), help="of the arms named")
-    parser.add_argument("--learning-rate", type=float, default=arms.GRID[0], help="of the arms named")
+    parser.add_argument("--learning-rate", type=float, default=arms.RATE, help="of the arms named")
     parser.add_argument("--steps", type=int, help="of the arms named; default: each arm's own")
     parser.add_argument("--eval-steps", type=int, help="steps between evaluations; default: each arm's own")
     parser.add_argument("--eval-size", type=int, default=arms.EVAL_SIZE, help="held-out problems")
     parser.add_argument("--curves", type=Path, default=here / "learning" / "curves.jsonl", help="read, and added to")
-    parser.add_argument("--page", type=Path, default=here / "LEARNING.md", help="tables and claims, plots beside curves")
+    parser.add_argument(
+        "--page", type=Path, default=here / "LEARNING.md", help="tables and claims, plots beside curves"
+    )
     parser.add_argument("--credit", type=Path, default=here / "credit", help="results of `segpo bench-credit`")
     parser.add_argument("--from-curves", action="store_true", help="run nothing: write the page again")
     args = parser.parse_args(argv)
@@ -103,13 +105,13 @@ def main(argv: list[str], root: Path) -> int:
     if not args.from_curves:
         torch.set_num_threads(1)
         transformers_logging.disable_progress_bar()
-        console, jobs = Console(stderr=True), chosen(args) if args.arms else arms.plan(lines)
+        console, jobs = Console(stderr=True), chosen(args) if args.arms else arms.plan()
         for job in jobs:
             if is_done(job, lines):
                 continue
             console.print(f"{job.arm}, seed {job.seed}, learning rate {job.learning_rate:g}, {job.steps} steps")
             curves.add(args.curves, run(job, root))
-            lines[:] = curves.read(args.curves)
+            lines = curves.read(args.curves)
     page.write(lines, args.page, args.curves.parent, args.credit)
     return 0
 
