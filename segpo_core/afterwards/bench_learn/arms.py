@@ -88,8 +88,8 @@ def config_of(job: Job, root: Path, directory: Path) -> TrainConfig:
     """The configuration of a run: that of the demo, with the arm's own."""
     arm = ARMS[job.arm]
     demo = load_yaml(root / "configs" / "demo.yaml")
-    demo["methods"] = {name: part for name, part in (demo.get("methods") or {}).items() if name == arm.method}
-    settings = demo | arm.settings | {
+    section = (demo.pop("methods", None) or {}).get(arm.method, {})  # what the arm says goes before it
+    settings = demo | section | arm.settings | {
         "output_dir": str(directory), "model_name_or_path": str(root / demo["model_name_or_path"]), "seed": job.seed,
         "learning_rate": job.learning_rate, "max_steps": job.steps, "eval_steps": job.eval_steps,
         "eval_size": job.eval_size, "save_steps": 0, "record_steps": 0, "cpu": True,
