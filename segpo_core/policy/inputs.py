@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from segpo_core.pictures import as_rgb
 from segpo_core.policy.load import context_length, get_tokenizer, pad_token_id
 
 Batch = dict[str, Tensor]
@@ -134,6 +135,8 @@ def _process(example: Mapping[str, Any], processor: Any, name: str) -> Batch:
             "use a vision-language model or drop the 'images' column"
         )
     prompt = example["prompt"]
+    if not images and getattr(processor, "chat_template", None) is None:
+        prompt = _plain(prompt, name)
     if isinstance(prompt, str) and not images:
         text, special = prompt, {}
     else:
@@ -156,9 +159,22 @@ def _process(example: Mapping[str, Any], processor: Any, name: str) -> Batch:
             f"image(s); the text must not contain {placeholder!r} itself, and the chat template must write "
             "one for every image part"
         )
-    nested = [[image.convert("RGB") for image in images]] if images else None
+    nested = [[as_rgb(image) for image in images]] if images else None
     output = processor(text=[text], images=nested, return_tensors="pt", **special)
     return {key: value for key, value in output.items() if isinstance(value, Tensor)}
+
+
+def _plain(prompt: str | Sequence[Mapping[str, Any]], name: str) -> str:
+    """The text of a prompt for a base model, which has no chat template: the user's, after the system's if any."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = _messages(prompt, 0, name, as_text=True)
+    if [message["role"] for message in messages] not in (["user"], ["system", "user"]):
+        raise ValueError(
+            f"{name}: the prompt is a conversation and the model has no chat template; give the prompt as one text, or "
+            "use a model with a chat template"
+        )
+    return "\n\n".join(message["content"] for message in messages)
 
 
 def _messages(prompt: str | Sequence[Mapping[str, Any]], images: int, name: str, as_text: bool) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from segpo_core.pictures import as_rgb
+
 SCHEMA_VERSION = 1
 log = logging.getLogger(__name__)
 
@@ -254,13 +256,14 @@ class Recorder:
 def png_bytes(image: Image.Image) -> bytes:
     """The image as PNG; the same pixels give the same bytes, so the digest names the picture."""
     sink = io.BytesIO()
-    image.convert("RGB").save(sink, format="PNG")
+    as_rgb(image).save(sink, format="PNG")
     return sink.getvalue()
 
 
 def image_digest(image: Image.Image) -> str:
-    """sha256 of the image's PNG."""
-    return hashlib.sha256(png_bytes(image)).hexdigest()
+    """sha256 of the image's size and RGB pixels: encoding a photograph as PNG would cost more than reading it."""
+    pixels = as_rgb(image)
+    return hashlib.sha256(f"{pixels.width} {pixels.height} ".encode() + pixels.tobytes()).hexdigest()
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

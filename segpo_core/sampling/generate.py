@@ -228,10 +228,26 @@ def token_pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
     A character whose bytes span several tokens belongs to the last of them.
     """
-    stream = DecodeStream(skip_special_tokens=True)
-    pieces = [stream.step(tokenizer.backend_tokenizer, i) or "" for i in ids]
+    try:
+        stream = DecodeStream(skip_special_tokens=True)
+        pieces = [stream.step(tokenizer.backend_tokenizer, i) or "" for i in ids]
+    except Exception:  # tokenizers raises a bare Exception where byte-fallback tokens make no character
+        pieces = _pieces_of_prefixes(tokenizer, ids)
     whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     joined = "".join(pieces)
     if len(whole) > len(joined) and whole.startswith(joined):  # the completion was cut within a character
         pieces[-1] += whole[len(joined) :]
+    elif ids and whole != joined:
+        pieces = [""] * (len(ids) - 1) + [whole]
+    return pieces
+
+
+def _pieces_of_prefixes(tokenizer: Any, ids: list[int]) -> list[str]:
+    """What each token adds to the decoded text; bytes that make no character yet wait for the next token."""
+    pieces, said = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        whole = not text.endswith("\ufffd") and text.startswith(said)
+        pieces.append(text[len(said) :] if whole else "")
+        said = text if whole else said
     return pieces

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segpo_core.pictures import as_rgb
 from segpo_core.tasks.rewards import answer_reward, load_reward, math_reward
 
 IMAGE_TAG = "<image>"
@@ -387,10 +388,12 @@ def _open(value: Any, folder: Path, where: str) -> Image.Image:
         value, path = value.get("bytes") or value.get("path"), value.get("path")
     try:
         if isinstance(value, Image.Image):
-            return value.convert("RGB")
+            return as_rgb(value)
         if not isinstance(value, bytes):
             path = folder / str(value)
             value = path.read_bytes()
-        return Image.open(io.BytesIO(value)).convert("RGB")
+        image = Image.open(io.BytesIO(value))
+        image.load()
+        return as_rgb(image)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where}: the image {path or 'in the row'} does not open: {error}") from error

@@ -64,9 +64,11 @@ def save(
         if critic:
             save_file(critic, temporary / "critic.safetensors")
         torch.save(optimizer, temporary / "optimizer.pt")
-        files = {path.name: _facts(path) for path in sorted(temporary.iterdir())}
+        # A second chat template lies in a folder of its own.
+        written = sorted(path for path in temporary.rglob("*") if path.is_file())
+        files = {path.relative_to(temporary).as_posix(): _facts(path) for path in written}
         (temporary / "trainer.json").write_text(json.dumps({"step": step, **facts, "files": files}, indent=2))
-        for path in temporary.iterdir():
+        for path in (*written, temporary / "trainer.json"):
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
         remove(target)

@@ -157,11 +157,11 @@ def _verl_rows(file: Path) -> tuple[list[dict[str, Any]], set[str]]:
         prompt = json.dumps(raw["input"])
         place = groups.place(step, prompt)
         extra = {name: value for name, value in raw.items() if name not in (*_VERL_COLUMNS, "gts", "step")}
-        parts = {name: value for name in raw if (name in extra) and (value := _number(raw[name])) is not None}
+        parts = {name: value for name in raw if (name in extra) and (value := _verdict(raw[name])) is not None}
         answer = raw.get("gts")
-        right = {0: False, 1: True}.get(_number(raw.get("acc")))
+        right = {0: False, 1: True}.get(_said(raw.get("acc")))
         rows.append(
-            _row("verl", step, place, prompt, raw["output"], _number(raw["score"]), parts, extra)
+            _row("verl", step, place, prompt, raw["output"], _said(raw["score"]), parts, extra)
             | {
                 "answer": answer if answer is None or isinstance(answer, str) else json.dumps(answer),
                 "answer_right": right,
@@ -264,3 +264,18 @@ def _number(value: Any) -> float | None:
     if isinstance(value, (bool, int, float)) and math.isfinite(value):
         return float(value)
     return None
+
+
+def _verdict(value: Any) -> float | None:
+    """The same, of a JSON that was written with default=str: numpy's booleans became "True" and "False"."""
+    return {"True": 1.0, "False": 0.0}.get(value) if isinstance(value, str) else _number(value)
+
+
+def _said(value: Any) -> float | None:
+    """The same, of what must be a number: numpy's numbers became texts as well."""
+    if isinstance(value, str) and _verdict(value) is None:
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return _verdict(value)

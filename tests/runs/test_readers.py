@@ -226,6 +226,18 @@ def test_verl_writes_a_run(tmp_path):
     assert run.metrics["reward"].values == [0.5, 1.0] and run.metrics["rewards/acc/mean"].steps == [4, 12]
 
 
+def test_verl_writes_numpys_booleans_and_numbers_as_text(tmp_path):
+    lines = [
+        verl_line(acc="True", score="1.0"),
+        verl_line(acc="False", score="False"),
+        verl_line(acc="maybe", score="x"),
+    ]
+    (tmp_path / "4.jsonl").write_text("\n".join(lines))
+    rows = sv.read_verl(tmp_path).rollouts_at(4)
+    assert [(r["reward"], r["answer_right"]) for r in rows] == [(1.0, True), (0.0, False), (None, None)]
+    assert json.loads(rows[1]["reward_parts"]) == {"acc": 0.0}
+
+
 def test_the_step_of_an_older_dump_is_its_name(tmp_path):
     (tmp_path / "8.jsonl").write_text(json.dumps({"input": "p", "output": "o", "score": 1}))
     assert sv.read_verl(tmp_path).rollout(8, 0, 0).row["answer"] is None

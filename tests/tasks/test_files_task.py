@@ -8,11 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from segpo_core.pictures import as_rgb
 from segpo_core.tasks import load_task as load
 from segpo_core.tasks.files import spread
 from segpo_core.tasks.rewards import answer_reward, format_reward, math_reward
@@ -101,6 +103,31 @@ def test_several_images_in_their_places(folder: Path) -> None:
     assert problem["prompt"][0] == {"role": "system", "content": [{"type": "text", "text": "Look."}]}
     content = task.train(1)["prompt"][1]["content"]
     assert [part.get("text", part["type"]) for part in content] == ["image", "image", "Same?"]
+
+
+def test_pictures_are_what_a_person_sees(folder: Path) -> None:
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    clear.putpixel((3, 3), (0, 0, 0, 255))
+    clear.save(folder / "rgba.png")
+    clear.convert("LA").save(folder / "la.png")
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([0, 0, 0, 255, 0, 0] + [0] * 762)
+    palette.putpixel((3, 3), 1)
+    palette.save(folder / "p.gif", transparency=0)
+    Image.fromarray(np.full((8, 8), 128 * 257, dtype=np.uint16)).save(folder / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    turned = Image.new("RGB", (64, 32), "white")
+    turned.paste((255, 0, 0), (0, 0, 16, 32))
+    turned.save(folder / "turned.jpg", exif=exif, quality=95)
+    names = ["rgba.png", "la.png", "p.gif", "deep.png", "turned.jpg"]
+    task = load_task(jsonl(folder, [{"prompt": "?", "answer": "x", "image": name} for name in [*names, "la.png"]]))
+    pictures = [task.train(i)["images"][0] for i in range(5)]
+    white, black, red = (255, 255, 255), (0, 0, 0), (255, 0, 0)
+    seen = [(p.getpixel((0, 0)), p.getpixel((3, 3))) for p in pictures[:4]]
+    assert seen == [(white, black), (white, black), (white, red), ((128,) * 3, (128,) * 3)]
+    assert pictures[4].size == (32, 64) and pictures[4].getpixel((16, 2))[1] < 30 < pictures[4].getpixel((2, 60))[1]
+    assert all(as_rgb(p) is p and not p.info for p in pictures), "nothing is left to be applied a second time"
 
 
 def test_messages_as_prompt(folder: Path) -> None:
