@@ -27,7 +27,7 @@ from segpo_core.policy.load import (
     suppressed_token_ids,
 )
 from segpo_core.record import store
-from segpo_core.sampling.generate import Sampler
+from segpo_core.sampling.generate import Sampler, token_pieces
 from segpo_core.tasks import load_task
 from segpo_core.tasks.rewards import load_reward
 from segpo_core.training import checkpoint, evaluate
@@ -175,9 +175,7 @@ class Policy:
             )
         if text is None:
             return
-        decoded = self.sampler.tokenizer.decode(
-            list(completion_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        decoded = "".join(token_pieces(self.sampler.tokenizer, list(completion_ids)))
         if decoded.encode(errors="replace") != text.encode(errors="replace"):
             raise ValueError(
                 f"the token ids read {decoded[:60]!r} in the vocabulary of {self.name}, but the recorded text begins "

@@ -231,23 +231,38 @@ def token_pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     try:
         stream = DecodeStream(skip_special_tokens=True)
         pieces = [stream.step(tokenizer.backend_tokenizer, i) or "" for i in ids]
-    except Exception:  # tokenizers raises a bare Exception where byte-fallback tokens make no character
-        pieces = _pieces_of_prefixes(tokenizer, ids)
+    except Exception:  # tokenizers raises a bare Exception where byte tokens make no character
+        return _pieces_of_bytes(tokenizer, ids)
     whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     joined = "".join(pieces)
     if len(whole) > len(joined) and whole.startswith(joined):  # the completion was cut within a character
         pieces[-1] += whole[len(joined) :]
-    elif ids and whole != joined:
-        pieces = [""] * (len(ids) - 1) + [whole]
     return pieces
 
 
-def _pieces_of_prefixes(tokenizer: Any, ids: list[int]) -> list[str]:
-    """What each token adds to the decoded text; bytes that make no character yet wait for the next token."""
-    pieces, said = [], ""
+def _pieces_of_bytes(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The same for tokenizers with byte fallback, whose decoder gives up a whole run of bytes for one that fits no
+    character: here only the bytes that make none become U+FFFD, and belong to the next token that makes one.
+    """
+
+    def text(start: int, end: int) -> str:
+        return tokenizer.decode(ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    pieces: list[str] = []
+    start, said, waiting = 0, "", 0  # `said`: the text from `start` on to the last token that had a piece
     for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        whole = not text.endswith("\ufffd") and text.startswith(said)
-        pieces.append(text[len(said) :] if whole else "")
-        said = text if whole else said
+        now = text(start, end)
+        if now.endswith("\ufffd"):
+            pieces.append("")
+            waiting += 1
+            continue
+        if now.startswith(said):
+            pieces.append(now[len(said) :])
+        else:  # a whole character before the stray bytes became U+FFFD with them
+            pieces.append("\ufffd" * waiting + text(end - 2, end)[len(text(end - 2, end - 1)) :])
+        waiting, alone = 0, text(end - 1, end)
+        # A token of its own right is context enough for what follows it (a leading space depends on that).
+        start, said = (end - 1, alone) if alone and "\ufffd" not in alone else (start, now)
+    if waiting:
+        pieces[-1] = "\ufffd" * waiting
     return pieces

@@ -134,7 +134,7 @@ def _trl_rows(file: Path, reward_weights: Mapping[str, float] | None) -> tuple[l
 
 def _verl_rows(file: Path) -> tuple[list[dict[str, Any]], set[str]]:
     named = re.fullmatch(r"(\d+)\.jsonl", file.name)
-    rows, groups = [], _Groups()
+    rows, groups, notes = [], _Groups(), set()
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
@@ -160,6 +160,10 @@ def _verl_rows(file: Path) -> tuple[list[dict[str, Any]], set[str]]:
         parts = {name: value for name in raw if (name in extra) and (value := _verdict(raw[name])) is not None}
         answer = raw.get("gts")
         right = {0: False, 1: True}.get(_said(raw.get("acc")))
+        if _said(raw["score"]) is None:
+            notes.add(
+                f"Some scores are no numbers ({str(raw['score'])[:40]!r}): these completions have no reward here."
+            )
         rows.append(
             _row("verl", step, place, prompt, raw["output"], _said(raw["score"]), parts, extra)
             | {
@@ -169,7 +173,7 @@ def _verl_rows(file: Path) -> tuple[list[dict[str, Any]], set[str]]:
         )
     if not rows:
         raise ValueError(f"{file} has no rows")
-    return rows, set()
+    return rows, notes
 
 
 class _Groups:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     Gemma3Config,
@@ -196,9 +196,22 @@ def gemma3(path: str | Path, seed: int = 0) -> Path:
     return _save(Gemma3ForConditionalGeneration(config), processor, path, seed)
 
 
-def llama(path: str | Path, seed: int = 0) -> Path:
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a letter, and one for each byte that is in no letter's token, as Llama 2, Mistral and Gemma have it."""
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz0123456789<|>_?+="]
+    names = ["<pad>", "<eos>", "<unk>", *(f"<0x{b:02X}>" for b in range(256)), *letters, *(f"▁{x}" for x in "abcd")]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    result = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    result.chat_template = _TEMPLATE
+    return result
+
+
+def llama(path: str | Path, seed: int = 0, tok: PreTrainedTokenizerFast | None = None) -> Path:
     """Llama: text only, a tokenizer with a chat template and no processor."""
-    tok = tokenizer()
+    tok = tok or tokenizer()
     config = LlamaConfig(num_hidden_layers=2, max_position_embeddings=256, **_TEXT, **_ids(tok))
     return _save(LlamaForCausalLM(config), tok, path, seed)
 

@@ -233,9 +233,11 @@ def test_verl_writes_numpys_booleans_and_numbers_as_text(tmp_path):
         verl_line(acc="maybe", score="x"),
     ]
     (tmp_path / "4.jsonl").write_text("\n".join(lines))
-    rows = sv.read_verl(tmp_path).rollouts_at(4)
+    run = sv.read_verl(tmp_path)
+    rows = run.rollouts_at(4)
     assert [(r["reward"], r["answer_right"]) for r in rows] == [(1.0, True), (0.0, False), (None, None)]
-    assert json.loads(rows[1]["reward_parts"]) == {"acc": 0.0}
+    assert json.loads(run.rollout(4, 0, 1).row["reward_parts"]) == {"acc": 0.0}
+    assert any("'x'" in problem for problem in run.problems)
 
 
 def test_the_step_of_an_older_dump_is_its_name(tmp_path):

@@ -119,3 +119,22 @@ def test_pieces_join_to_the_text_even_within_characters():
         pieces = token_pieces(tokenizer, ids[:cut])
         assert len(pieces) == cut
         assert "".join(pieces) == tokenizer.decode(ids[:cut], skip_special_tokens=True)
+
+
+def test_pieces_of_a_tokenizer_with_byte_fallback():
+    tokenizer, face = families.byte_fallback_tokenizer(), "\N{GRINNING FACE}"
+
+    def ids(*tokens: str | int) -> list[int]:
+        return tokenizer.convert_tokens_to_ids([t if isinstance(t, str) else f"<0x{t:02X}>" for t in tokens])
+
+    four, whole = face.encode(), ["", "", "", face]
+    assert token_pieces(tokenizer, ids("▁a", *four, *four, "▁b")) == [" a", *whole, *whole, " b"]
+    stray = ids(*four, *four[:2], "a", "▁b")
+    assert token_pieces(tokenizer, stray) == [*whole, "", "", "\ufffd\ufffda", " b"]
+    assert token_pieces(tokenizer, ids("a", *four[:2])) == ["a", "", "\ufffd\ufffd"], "cut within a character"
+    assert token_pieces(tokenizer, ids(*four[:2], "a")) == ["", "", "\ufffd\ufffda"]
+    for row in np.random.default_rng(0).integers(0, len(tokenizer), (20, 40)).tolist():
+        pieces = token_pieces(tokenizer, row)
+        assert len(pieces) == 40
+        for i, piece in zip(tokenizer.convert_ids_to_tokens(row), pieces, strict=True):
+            assert len(i) > 2 or piece.endswith(i.replace("▁", " ")), "a letter is its own token's"

@@ -9,6 +9,7 @@ import torch
 from segpo_core.algos import GRPO, SAPO
 from segpo_core.config import TrainConfig
 from segpo_core.policy import load
+from segpo_core.policy.inputs import Prompts
 from segpo_core.record import store
 from segpo_core.training.loop import Trainer
 from tests.fakes import families
@@ -195,3 +196,41 @@ def test_models_that_would_be_scored_wrongly_are_refused(config, why, tmp_path):
 def test_trackers_write_through_accelerate(llava, tmp_path):
     trained(llava, tmp_path / "run", GRPO(), report_to="tensorboard")
     assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents*"))
+
+
+def test_a_tokenizer_with_several_chat_templates_is_saved_whole(tmp_path):
+    tok = families.tokenizer()
+    tok.chat_template = {"default": tok.chat_template, "tool_use": tok.chat_template}
+    trained(families.llama(tmp_path / "llama", tok=tok), tmp_path / "run", GRPO(), max_steps=2, save_steps=1)
+    for step in ("step-000001", "step-000002"):
+        saved = tmp_path / "run" / "checkpoints" / step
+        assert (saved / "additional_chat_templates" / "tool_use.jinja").is_file()
+        assert set(load.load_processor(saved).chat_template) == {"default", "tool_use"}
+
+
+def test_bytes_that_make_no_character_end_no_run(tmp_path):
+    path = families.llama(tmp_path / "llama", tok=families.byte_fallback_tokenizer())
+    trained(path, tmp_path / "run", GRPO(), max_steps=2, max_completion_length=24)
+    rows = store.read_rollouts(tmp_path / "run").to_pylist()
+    assert any("\ufffd" in row["text"] for row in rows), "a random policy writes such bytes"
+    assert all("".join(row["pieces"]) == row["text"] and len(row["pieces"]) == len(row["token_ids"]) for row in rows)
+
+
+def test_a_base_model_reads_the_prompt_as_it_stands(tmp_path):
+    tok = families.tokenizer()
+    tok.chat_template = None
+    path = families.llama(tmp_path / "llama", tok=tok)
+    lines = [{"prompt": f"How many is {i} + 1?", "answer": str(i + 1)} for i in range(8)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = config_for(path, tmp_path / "run", GRPO(), dataset=str(tmp_path / "sums.jsonl"), max_completion_length=4)
+    trainer = Trainer(config)
+    trainer.run()
+    example = trainer.task.train(0)
+    seen = Prompts.build([example], trainer.processor, trainer.network.model.config).rows[0]["input_ids"][0]
+    assert tok.decode(seen) in [line["prompt"] for line in lines]
+    system = [{"role": "system", "content": "Count."}, *example["prompt"]]
+    both = Prompts.build([example | {"prompt": system}], trainer.processor, trainer.network.model.config)
+    assert tok.decode(both.rows[0]["input_ids"][0]).startswith("Count.\n\nHow many")
+    turns = [*example["prompt"], {"role": "assistant", "content": "1"}, {"role": "user", "content": "Sure?"}]
+    with pytest.raises(ValueError, match="conversation and the model has no chat template"):
+        Prompts.build([example | {"prompt": turns}], trainer.processor, trainer.network.model.config)
