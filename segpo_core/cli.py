@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": "measure a model or a checkpoint on held-out problems",
     "credit": "compute other methods' credit for a run's recorded rollouts",
     "bench-learn": "measure which method learns what, from short runs of each",
+    "bench-credit": "measure how right methods' credit is, on completions whose true values are known",
     "app": "watch runs in a browser while they train: curves, every rollout, comparisons",
     "report": "write one offline HTML file about a run",
     "warmup": "make the small embedded policy from nothing",
@@ -304,6 +305,12 @@ def _evaluate(argv: list[str]) -> int:
 
 def _bench_learn(argv: list[str]) -> int:
     from segpo_core.afterwards.bench_learn.run import main as bench
+
+    return bench(argv, ROOT)
+
+
+def _bench_credit(argv: list[str]) -> int:
+    from segpo_core.afterwards.bench_credit.run import main as bench
 
     return bench(argv, ROOT)
 
