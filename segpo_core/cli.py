@@ -175,6 +175,7 @@ def _demo(argv: list[str]) -> int:
             if said := companion.wait():
                 return _fail(f"the run beside failed:\n{said}")
             _tell_both(directory, other, config.algo.title, console)
+        _judged_again(directory, console)
         code = _report([str(directory)] if alone else [str(directory), str(other)])
         if app is not None and app.poll() is None:
             console.print("The app stays open beside the finished run; Ctrl-C ends it.")
@@ -214,6 +215,21 @@ def _tell_both(directory: Path, other: Path, title: str, console: Console) -> No
     for label, (before, after) in ours.items():
         table.add_row(label, before, theirs[label][1], after)
     console.print(table)
+
+
+def _judged_again(directory: Path, console: Console) -> None:
+    """What other methods would have said about the completions that the report begins with."""
+    from segpo_core.afterwards.credit import recompute
+    from segpo_core.record.blame import BLAMED, tour
+    from segpo_core.record.store import read_manifest, read_rollouts
+
+    steps = sorted({key[0] for key in tour(read_rollouts(directory, columns=list(BLAMED)).to_pylist()).values()})
+    own = read_manifest(directory)["config"]["method"]
+    others = [name for name in ("grpo", "vineppo", "spo_chain", "srpo", "forks") if name != own]
+    if steps:
+        told = ", ".join(map(str, steps))
+        console.print(f"Credit of {', '.join(others)} for the same completions, step {told}.", highlight=False)
+        recompute(directory, others, steps, trust_code=True)  # this run was begun here, a minute ago
 
 
 def _beside(runs: Path) -> subprocess.Popen:

@@ -18,12 +18,11 @@ from typing import Any
 import yaml
 
 from segpo_core.config import TrainConfig, from_dict
-from segpo_core.record.blame import blame_rate
+from segpo_core.record.blame import BLAMED, blame_rate
 from segpo_core.record.store import read_metrics, read_rollouts
 
 #: What is said about a run: label and metric, of the held-out problems.
 HELD_OUT = (("answer right", "eval/answer"), ("perception right", "eval/perception"), ("both right", "eval/grounded"))
-BLAMED = ("answer_right", "error_kind", "error_start", "error_end", "advantages", "loss_mask")
 
 
 def run_settings(config: TrainConfig) -> dict[str, Any]:

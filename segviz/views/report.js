@@ -12,9 +12,8 @@ async function drawReport(data, bus) {
       data.headline.length ? h("div", { class: "tiles" }, data.headline.map(tile)) : null, list(facts),
       rest.length ? h("details", {}, h("summary", {}, "Versions and machine"), list(rest)) : null,
       data.problems.map((line) => h("p", { class: "notice" }, visible(line)))),
-    data.found ? finding(data.found) : null,
+    data.found ? finding(data.found) : null, gallery,
     h("section", {}, h("h2", {}, data.board.title), drawBoard(data.board, bus)));
-  root.append(gallery);
   if (data.ribbons.length) await drawGallery(gallery, data, bus);
   else gallery.append(h("p", { class: "notice" }, "No rollouts are recorded yet."));
   return root;
@@ -46,32 +45,33 @@ async function drawGallery(place, data, bus) {
   const stage = h("div", { class: "stage" }), why = h("p", { class: "caption", "aria-live": "polite" });
   const kinds = [...new Set(data.gallery.map((g) => g.kind))], steps = [...new Set(data.gallery.map((g) => g.step))];
   const buttons = [];
-  const choose = async (i) => {
-    const entry = data.gallery[i];
-    buttons.forEach(({ el, i: j }) => el.setAttribute("aria-pressed", String(i === j)));
-    why.replaceChildren(h("b", {}, `Step ${entry.step}, ${entry.kind.toLowerCase()}. `), entry.why);
+  const choose = async (entry) => {
+    buttons.forEach(({ el, entry: other }) => el.setAttribute("aria-pressed", String(entry === other)));
+    const lead = entry.step === undefined ? `${entry.kind}. ` : `Step ${entry.step}, ${entry.kind.toLowerCase()}. `;
+    why.replaceChildren(h("b", {}, lead), visible(entry.why));
     stage.replaceChildren(await drawRibbon(data.ribbons[entry.ribbon], data.pictures, bus));
   };
-  const button = (entry) => {
-    const i = data.gallery.indexOf(entry), ribbon = data.ribbons[entry.ribbon];
-    const reward = ribbon.facts.reward;
-    const el = h("button", { type: "button", "aria-pressed": "false", "aria-label": `Step ${entry.step}, ${entry.kind}`, onclick: () => choose(i) },
-      strip(ribbon.strip), h("span", {}, `reward ${num(reward, 2)} · ${ribbon.tokens.toLocaleString("en")} tokens`));
-    buttons.push({ el, i });
+  const button = (entry, label) => {
+    const ribbon = data.ribbons[entry.ribbon], reward = ribbon.facts.reward;
+    const el = h("button", { type: "button", "aria-pressed": "false", "aria-label": label ?? `Step ${entry.step}, ${entry.kind}`, onclick: () => choose(entry) },
+      strip(ribbon.strip), h("span", {}, label ?? `reward ${num(reward, 2)} · ${ribbon.tokens.toLocaleString("en")} tokens`));
+    buttons.push({ el, entry });
     return el;
   };
+  const tour = data.tour.length ? h("div", { class: "tour" }, h("h3", {}, data.tour.length === 1 ? "Begin with this one" : `Begin with these ${["", "", "two", "three"][data.tour.length]}`),
+    h("ol", {}, data.tour.map((stop) => h("li", {}, button(stop, stop.kind))))) : null;
   const table = h("table", { class: "picker" },
     h("thead", {}, h("tr", {}, h("td", {}), kinds.map((kind) => h("th", { scope: "col" }, kind)))),
     h("tbody", {}, steps.map((step) => h("tr", {}, h("th", { scope: "row" }, `step ${step}`), kinds.map((kind) => {
       const entries = data.gallery.filter((g) => g.step === step && g.kind === kind);
-      return h("td", { "data-kind": kind }, entries.length && entries[0].ribbon !== null ? entries.map(button) : h("span", { class: "none" }, "none recorded"));
+      return h("td", { "data-kind": kind }, entries.length && entries[0].ribbon !== null ? entries.map((entry) => button(entry)) : h("span", { class: "none" }, "none recorded"));
     })))));
-  const first = data.gallery.findLastIndex((g) => g.ribbon !== null && /error|blamed/i.test(g.kind));
-  await choose(first >= 0 ? first : data.gallery.findIndex((g) => g.ribbon !== null));
+  await choose(data.tour[0] ?? data.gallery.findLast((g) => g.ribbon !== null && /error|blamed/i.test(g.kind)) ?? data.gallery.find((g) => g.ribbon !== null));
+  if (tour) place.append(tour);
   place.append(table, why, stage);
   place.show = (i) => {
-    const at = data.gallery.findIndex((g) => g.ribbon === i);
-    if (at >= 0) choose(at);
+    const at = [...data.tour, ...data.gallery].find((g) => g.ribbon === i);
+    if (at) choose(at);
     else {
       buttons.forEach(({ el }) => el.setAttribute("aria-pressed", "false"));
       why.replaceChildren(h("b", {}, visible(data.ribbons[i].where)));

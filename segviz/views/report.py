@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from segpo_core.record.blame import BLAMED, tour
+from segviz.parts.credit import blamed, error_of, reason_of, signed, token_credit
 from segviz.parts.heading import pictures
 from segviz.parts.scoreboard import scoreboard, sentence
 from segviz.parts.tokens import LONG
+from segviz.runs.columns import rollout_columns
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import RolloutTable, Run
 from segviz.show.encode import escape, tidy
@@ -82,6 +85,9 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     board["rollouts"] = listed(run, board, {key[0] for _, key in chosen if key}) if rollouts is None else []
     for item in board["rollouts"]:
         embed((item["step"], item["group"], item["sample"]))
+    guided = [] if rollouts is not None else guide(run)
+    for stop in guided:
+        stop["ribbon"] = embed(stop.pop("key"))
     title = f"{run.name} · {run.method_label}"
     found, known = scored(run), facts(run)
     data = {
@@ -93,6 +99,7 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         "headline": headline(run),
         "found": found,
         "board": board,
+        "tour": guided,
         "gallery": gallery,
         "ribbons": drawn,
         "pictures": images,
@@ -111,6 +118,44 @@ def scored(run: Run) -> dict[str, Any] | None:
     except (ValueError, OSError):
         return None
     return found and found | {"said": sentence(found)}
+
+
+def guide(run: Run) -> list[dict[str, Any]]:
+    """A tour of up to three wrong completions: an error in seeing found, one in reckoning found, one missed, each with
+    `kind`, `key` and `why` in words. Empty where no error is known or the credit names no place."""
+    try:
+        rows = rollout_columns(run, BLAMED)
+    except (ValueError, OSError):
+        return []
+    wrong = [_as_recorded(row) for row in rows if row["answer_right"] is False and row["advantages"] is not None]
+    return [{"kind": kind, "key": key, "why": _explained(run.rollout(*key))} for kind, key in tour(wrong).items()]
+
+
+def _as_recorded(row: dict[str, Any]) -> dict[str, Any]:
+    """Lists again, None where a number is missing."""
+    credit = [None if x is None or math.isnan(x) else float(x) for x in row["advantages"]]
+    mask = None if row["loss_mask"] is None else [bool(x) for x in row["loss_mask"]]
+    return row | {"advantages": credit, "loss_mask": mask}
+
+
+def _explained(rollout: Rollout) -> str:
+    """What the credit blames most, beside the first true error."""
+    place, error, credit = blamed(rollout), error_of(rollout), token_credit(rollout)
+    if place.start is None or error is None:
+        return ""
+    quote = lambda start, end: "“" + tidy("".join(rollout.pieces[start:end])).strip()[:60] + "”"  # noqa: E731
+    wrong = quote(error["start"], error["end"])
+    if place.hit:
+        said = (
+            f"The first error is {wrong}{reason_of(error)}, and there the blame is strongest: {signed(place.credit)}."
+        )
+        return said if not place.by_token else said + " Credit is given token by token here."
+    there = [x for x in credit[error["start"] : error["end"]] if math.isfinite(x)]
+    cost = f"credit {signed(min(there))} at the most" if there else "no credit at all"
+    return (
+        f"The first error is {wrong}{reason_of(error)}, with {cost}: for the reward it decided little. "
+        f"Most blamed is {quote(place.start, place.end)} with {signed(place.credit)}."
+    )
 
 
 def listed(run: Run, board: dict[str, Any], steps: set[int]) -> list[dict[str, Any]]:

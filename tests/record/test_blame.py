@@ -2,7 +2,7 @@
 
 import math
 
-from segpo_core.record.blame import blame_on_error, blame_rate, most_blamed
+from segpo_core.record.blame import blame_on_error, blame_rate, most_blamed, tour
 
 
 def row(advantages, start=2, end=3, **others):
@@ -34,3 +34,23 @@ def test_only_failures_with_a_known_error_count() -> None:
     assert blame_rate([failed, row([-1] * 4), *others]) == (0.625, 2)
     rate, number = blame_rate(others)
     assert math.isnan(rate) and number == 0
+
+
+def test_a_tour_of_found_and_missed_errors() -> None:
+    def at(step, advantages, **others):
+        return row(advantages, **{"step": step, "group": 0, "sample": 0, "finished": True} | others)
+
+    found = tour(
+        [
+            at(1, [0, 0, -0.5, 0]),
+            at(2, [0, 0, -0.9, 0]),
+            at(3, [0, 0, -1.0, 0], finished=False),  # cut off: only where nothing else is there
+            at(4, [0, 0, -0.3, 0], error_kind="perception"),
+            at(5, [0, -0.2, 0, 0], error_kind="perception"),
+            at(6, [-1.0] * 4),  # says nothing
+            at(7, [0, 0, -2.0, 0], answer_right=True),
+        ]
+    )
+    assert list(found) == ["Seeing error found", "Reckoning error found", "Error missed"]
+    assert [key[0] for key in found.values()] == [4, 2, 5]
+    assert tour([at(1, [-1.0] * 4)]) == {}

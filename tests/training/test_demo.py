@@ -40,6 +40,9 @@ def test_the_demo_trains_records_and_reports(tmp_path, method):
     names = {m["name"] for m in store.read_metrics(run).to_pylist()}
     assert {"eval/answer", "eval/perception", "eval/grounded", "train/grounded", "entropy"} <= names
     page = (run / "report.html").read_text(encoding="utf-8")
+    again = {folder.name for folder in (run / "credit").glob("*")}
+    others = {"grpo", "vineppo", "spo_chain", "srpo", "forks"}
+    assert again == (others if method == "sapo" else set()), "GRPO blames no place: there is nothing to compare"
     assert ("SAPO (segment-aligned)" in page) == (method == "sapo") and "answer" in output and "perception" in output
 
 

@@ -446,6 +446,17 @@ def test_the_report_picks_telling_rollouts(run):
             assert found["lowest"] == min(r["lowest"] for r in run.rollouts_at(step))
 
 
+def test_the_report_begins_with_an_error_found_and_one_missed(run):
+    data = report_view(run).data
+    kinds = [stop["kind"] for stop in data["tour"]]
+    assert kinds and set(kinds) <= {"Seeing error found", "Reckoning error found", "Error missed"}
+    for stop in data["tour"]:
+        key = tuple(map(int, data["ribbons"][stop["ribbon"]]["key"].split("/")))
+        assert run.rollout(*key).row["answer_right"] is False and "first error is “" in stop["why"]
+        assert ("there the blame is strongest" in stop["why"]) == ("found" in stop["kind"])
+    assert report_view(run, [(1, 0, 0)]).data["tour"] == [], "who asks for one rollout gets that one"
+
+
 def test_without_ground_truth_the_report_goes_by_reward(tmp_path):
     recorder = Recorder(tmp_path / "r")
     recorder.start({"method": "rloo"})
@@ -469,7 +480,7 @@ def test_the_report_is_one_file_with_the_runs_facts(run, tmp_path):
     assert [tile["label"] for tile in data["headline"]] == ["answer", "perception", "grounded"]
     assert data["headline"][0]["start"] == pytest.approx(run.metrics["eval/answer"].values[0])
     assert data["headline"][0]["problems"] is None and data["headline"][0]["interval"] is None
-    shown = {data["ribbons"][e["ribbon"]]["key"] for e in data["gallery"]}
+    shown = {data["ribbons"][e["ribbon"]]["key"] for e in [*data["gallery"], *data["tour"]]}
     listed = {"{step}/{group}/{sample}".format(**item) for item in data["board"]["rollouts"]}
     assert sorted(ribbon["key"] for ribbon in data["ribbons"]) == sorted(shown | listed)
     assert sv.report(run) == run.path / "report.html"
