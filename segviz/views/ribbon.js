@@ -215,8 +215,8 @@ function segment(view, m, from, to) {
     // the labels stand over the first tokens, which stay together on one line and are at least as wide
     const credit = k.seg_adv[m];
     const sign = !known(credit) ? "none" : credit > 0 ? "plus" : credit < 0 ? "minus" : "zero";
-    const tag = h("span", { class: "tag", "aria-hidden": "true", "data-v": value },
-      h("b", {}, m + 1), h("i", { "data-sign": sign }, known(credit) ? signed(credit) : "–"));
+    const tag = h("span", { class: "tag", "aria-hidden": "true", "data-v": value }, calm(view, credit) ? "\u00a0"
+      : [h("b", {}, m + 1), h("i", { "data-sign": sign }, known(credit) ? signed(credit) : "–")]);
     const held = h("span", { class: "held" });
     let room = 8, broken = false;
     while (t < to && room > 0 && !broken && !(t > from && data.error?.start === t)) {
@@ -229,7 +229,7 @@ function segment(view, m, from, to) {
       t++;
     }
     if (data.error?.start === from) el.append(flag(data.error));
-    el.append(h("span", { class: value ? "start valued" : "start" }, tag, held,
+    el.append(h("span", { class: ["start", value ? "valued" : "", calm(view, credit) ? "calm" : ""].join(" ").trim() }, tag, held,
       value ? h("span", { class: "val", "aria-hidden": "true" }, value) : null));
     if (broken) el.append(h("br"));
   }
@@ -239,6 +239,14 @@ function segment(view, m, from, to) {
     el.append(token(view, t, true));
   }
   return el;
+}
+
+/** Of credit by token, most says nothing: where it is next to none, neither a number nor a cut stands over the token. */
+function calm(view, credit) {
+  const { k } = view;
+  if (k.n >= 1.5 * k.m || k.m < 8) return false;
+  view.strongest ??= k.seg_adv.reduce((most, x) => (known(x) ? Math.max(most, Math.abs(x)) : most), 0);
+  return known(credit) && Math.abs(credit) < 0.01 * view.strongest;
 }
 
 /** A line may break before a word with its space, not between the two: a space alone at a line's end looks like a token. */
