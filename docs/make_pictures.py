@@ -1,9 +1,8 @@
-"""The README's pictures of views and curves. Needs a Chromium and these runs (half an hour on two cores):
+r"""The README's pictures of views and curves. Needs a Chromium and these runs (five minutes on two cores):
 
-    python benchmarks/learning_curves.py
-    segpo train --config configs/demo.yaml --method sapo --max-steps 60 --output-dir runs/sapo
-    segpo credit runs/sapo --steps 60 --method grpo,rloo,gspo,vineppo,spo_chain,srpo
-    segpo train --config configs/demo.yaml --method spo_tree --branch 4 4 4 --max-steps 6 --output-dir runs/spo_tree
+    segpo demo --no-app
+    segpo train --config configs/demo.yaml --method spo_tree --branch 4 4 4 --per-device-train-batch-size 64 \
+        --max-steps 6 --output-dir runs/spo_tree
     python docs/make_pictures.py
 
 What has no run is left as it is, and said.
@@ -18,17 +17,16 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 import segviz as sv
+from segviz.views.report import guide
 
 DOCS = Path(__file__).resolve().parent
 RUNS = DOCS.parent / "runs"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 
 
-def telling(run: sv.Run) -> tuple[int, int, int]:
-    """Of the last recorded step, the most blamed finished completion whose first error is in its reasoning."""
-    rows = run.rollouts_at(run.steps[-1]).where(lambda r: r["error_kind"] == "reasoning" and r["finished"]).rows
-    row = min(rows, key=lambda r: r["lowest"])
-    return row["step"], row["group"], row["sample"]
+def stop(run: sv.Run, kind: str) -> tuple[int, int, int]:
+    """The rollout of a kind that the report's tour begins with."""
+    return next(stop["key"] for stop in guide(run) if stop["kind"] == kind)
 
 
 def widest(run: sv.Run) -> tuple[int, int]:
@@ -41,17 +39,17 @@ def widest(run: sv.Run) -> tuple[int, int]:
 
 
 def ribbon() -> sv.View:
-    run = sv.open(next((RUNS / "curves").glob("sapo-*")))
-    return sv.ribbon(run.rollout(*telling(run)))
+    run = sv.open(RUNS / "demo")
+    return sv.ribbon(run.rollout(*stop(run, "Seeing error found")))
 
 
 def curves() -> sv.View:
-    return sv.board([sv.open(path) for path in sorted((RUNS / "curves").iterdir())])
+    return sv.board([sv.open(RUNS / name) for name in ("demo-grpo", "demo")])
 
 
 def compare() -> sv.View:
-    run = sv.open(RUNS / "sapo")
-    return sv.compare(run.credits(*telling(run)))
+    run = sv.open(RUNS / "demo")
+    return sv.compare(run.credits(*stop(run, "Reckoning error found")))
 
 
 def tree() -> sv.View:
@@ -61,9 +59,9 @@ def tree() -> sv.View:
 
 #: Picture -> what it shows, which element of it, and at most how many pixels of its height.
 PICTURES = {
-    "ribbon": (ribbon, "body", None),
+    "ribbon": (ribbon, "body", 780),
     "curves": (curves, "figure.chart", None),
-    "compare": (compare, "article", 900),
+    "compare": (compare, "article", 790),
     "tree": (tree, "article", 760),
 }
 
@@ -89,7 +87,7 @@ def main() -> None:
             try:
                 shoot(page, make(), selector, height, DOCS / f"{name}.png")
             except (sv.SchemaError, FileNotFoundError, StopIteration) as missing:
-                print(f"{name}.png is left as it is: {missing or 'no run of benchmarks/learning_curves.py'}")
+                print(f"{name}.png is left as it is: {missing or 'its run names no such place'}")
         browser.close()
 
 

@@ -68,17 +68,17 @@ def models(page: Page) -> list[str]:
 
 def telling() -> str:
     """A rollout that is worth opening, as the app's address names it."""
-    from make_pictures import telling
+    from make_pictures import stop
 
     import segviz as sv
 
-    step, group, sample = telling(sv.open(RUNS / "sapo"))
-    return f"run=sapo&step={step}&group={group}&sample={sample}"
+    step, group, sample = stop(sv.open(RUNS / "demo"), "Seeing error found")
+    return f"run=demo&step={step}&group={group}&sample={sample}"
 
 
 def main() -> None:
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found or not (RUNS / "sapo").exists():
+    if not found or not (RUNS / "demo").exists():
         sys.exit("needs a Chromium (or CHROMIUM=/path/to/it) and the runs that docs/make_pictures.py names")
     command = [sys.executable, "-m", "segpo_core.cli", "app", RUNS.name, "--port", "0"]
     app = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=RUNS.parent)
