@@ -29,7 +29,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     variant: type[Method] | None = None
     part: dict[str, Any] = field(default_factory=dict)  #: the variant's own settings
-    steps: int = 40
+    steps: int = 30
     eval_steps: int = 10  #: chosen so that all arms are measured about every 20,000 tokens
 
 
@@ -38,39 +38,42 @@ class Arm:
 METHODS: dict[str, Arm] = {
     "grpo": Arm("GRPO", "grpo"),
     "sapo": Arm("SAPO (segment-aligned)", "sapo"),
-    "spo_chain": Arm("SPO-chain", "spo_chain", steps=30, eval_steps=5),
-    "spo_tree": Arm("SPO-tree", "spo_tree", steps=70, eval_steps=14),
+    "spo_chain": Arm("SPO-chain", "spo_chain", steps=20, eval_steps=5),
+    "spo_tree": Arm("SPO-tree", "spo_tree", steps=56, eval_steps=14),
     "srpo": Arm("SRPO", "srpo"),
-    "forks": Arm("Fork values", "forks", steps=30, eval_steps=5),
+    "forks": Arm("Fork values", "forks", steps=25, eval_steps=5),
     "ppo": Arm("PPO", "ppo"),
     "rloo": Arm("RLOO", "rloo"),
     "gspo": Arm("GSPO", "gspo"),
-    "vineppo": Arm("VinePPO", "vineppo", steps=30, eval_steps=5),
+    "vineppo": Arm("VinePPO", "vineppo", steps=20, eval_steps=5),
     "vcppo": Arm("VC-PPO", "vcppo", {"critic_warmup_steps": 5}),  # its 50 would be the whole run
 }
 ABLATIONS: dict[str, Arm] = {
-    "sapo 4 updates": Arm("SAPO, 4 updates a step", "sapo", {"num_iterations": 4}, steps=20, eval_steps=5),
+    "sapo 4 updates": Arm("SAPO, 4 updates a step", "sapo", {"num_iterations": 4}, steps=15, eval_steps=5),
     "sapo 4 updates token": Arm("the same, token ratio", "sapo",
-                                {"num_iterations": 4, "importance_sampling_level": "token"}, steps=20,
+                                {"num_iterations": 4, "importance_sampling_level": "token"}, steps=15,
                                 eval_steps=5),
-    "srpo perception": Arm("SRPO, perception only", "srpo", variant=OneContrast, part={"role": "perception"}, steps=30),
-    "srpo reasoning": Arm("SRPO, reasoning only", "srpo", variant=OneContrast, part={"role": "reasoning"}, steps=30),
-    "spo_chain no mask": Arm("SPO-chain, no mask", "spo_chain", variant=WholeChain, steps=20, eval_steps=5),
+    "srpo perception": Arm("SRPO, perception only", "srpo", variant=OneContrast, part={"role": "perception"}, steps=20),
+    "srpo reasoning": Arm("SRPO, reasoning only", "srpo", variant=OneContrast, part={"role": "reasoning"}, steps=20),
+    "spo_chain no mask": Arm("SPO-chain, no mask", "spo_chain", variant=WholeChain, steps=15, eval_steps=5),
     "spo_tree no mask": Arm("SPO-tree, no mask", "spo_tree", {"threshold": 1.1}, steps=42, eval_steps=14),
-    "spo_chain interval 1": Arm("SPO-chain, 1 cutpoint a segment", "spo_chain", {"interval": 1}, steps=20,
-                                eval_steps=5),
-    "sapo cut steps": Arm("SAPO, cut at steps", "sapo", variant=OtherCuts, part={"cut": "steps"}, steps=30),
-    "sapo cut fixed": Arm("SAPO, cut every 3 tokens", "sapo", variant=OtherCuts, part={"cut": "fixed"}, steps=30),
+    "sapo cut steps": Arm("SAPO, cut at steps", "sapo", variant=OtherCuts, part={"cut": "steps"}, steps=20),
+    "sapo cut fixed": Arm("SAPO, cut every 3 tokens", "sapo", variant=OtherCuts, part={"cut": "fixed"}, steps=20),
     "sapo cut probability": Arm("SAPO, cut at low probability", "sapo", variant=OtherCuts,
-                                part={"cut": "probability"}, steps=30),
-    "sapo k 0.1": Arm("SAPO, k = 10 %", "sapo", {"fraction": 0.1}, steps=30),
-    "sapo k 0.6": Arm("SAPO, k = 60 %", "sapo", {"fraction": 0.6}, steps=30),
-    "sapo lam 0.8": Arm("SAPO, λ = 0.8", "sapo", {"lam": 0.8}, steps=30),
-    "sapo model": Arm("SAPO, critic of its own", "sapo", {"critic": "model", "critic_learning_rate": 5e-4}, steps=30),
-    "sapo pretrained": Arm("SAPO, value pretraining", "sapo", {"critic_warmup_steps": 5}, steps=30),
+                                part={"cut": "probability"}, steps=20),
+    "sapo k 0.1": Arm("SAPO, k = 10 %", "sapo", {"fraction": 0.1}, steps=20),
+    "sapo k 0.6": Arm("SAPO, k = 60 %", "sapo", {"fraction": 0.6}, steps=20),
+}
+#: What was tried on top.
+FURTHER: dict[str, Arm] = {
+    "sapo lam 0.8": Arm("SAPO, λ = 0.8", "sapo", {"lam": 0.8}, steps=20),
+    "sapo model": Arm("SAPO, critic of its own", "sapo", {"critic": "model", "critic_learning_rate": 5e-4}, steps=20),
+    "sapo pretrained": Arm("SAPO, value pretraining", "sapo", {"critic_warmup_steps": 5}, steps=20),
+    "spo_chain interval 1": Arm("SPO-chain, 1 cutpoint a segment", "spo_chain", {"interval": 1}, steps=15,
+                                eval_steps=5),
 }
 # fmt: on
-ARMS = METHODS | ABLATIONS
+ARMS = METHODS | ABLATIONS | FURTHER
 
 
 class Job(NamedTuple):
@@ -103,12 +106,11 @@ def config_of(job: Job, root: Path, directory: Path) -> TrainConfig:
 
 def plan() -> Iterator[Job]:
     """All runs, the most telling first, so that whatever is there at any moment can be published."""
-    for arms, seeds in (
-        (METHODS, SEEDS[:2]), (ABLATIONS, ABLATION_SEEDS[:1]), (METHODS, SEEDS[2:3]), (ABLATIONS, ABLATION_SEEDS[1:]),
-        (METHODS, SEEDS[3:]),
+    for arms, seeds, rate in (
+        (METHODS, SEEDS[:2], RATE), (ABLATIONS, SEEDS[:1], RATE), (METHODS, SEEDS[2:3], RATE),
+        (METHODS, SEEDS[:1], OTHER_RATE), (ABLATIONS, ABLATION_SEEDS[1:], RATE), (METHODS, SEEDS[3:4], RATE),
+        (FURTHER, ABLATION_SEEDS, RATE), (METHODS, SEEDS[4:], RATE),
     ):  # fmt: skip
         for seed in seeds:
             for name, arm in arms.items():
-                yield Job(name, seed, RATE, arm.steps, arm.eval_steps)
-    for name, arm in METHODS.items():
-        yield Job(name, SEEDS[0], OTHER_RATE, arm.steps, arm.eval_steps)
+                yield Job(name, seed, rate, arm.steps, arm.eval_steps)
