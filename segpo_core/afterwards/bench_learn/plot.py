@@ -41,7 +41,7 @@ def panels(
     high = {
         name: np.stack([np.interp(place, run[axis], run[curve]) for run in runs.of[name].values()]) for name in names
     }
-    low = np.floor(min(y.min() for y in high.values()) * 10) / 10
+    low = np.floor(min(y.min() for y in high.values()) * 5 + 1e-9) / 5
     parts = []
     for i, name in enumerate(names):
         x0, y0 = (i % COLUMNS) * WIDTH + LEFT, (i // COLUMNS) * HEIGHT + TOP
@@ -57,7 +57,7 @@ def panels(
             parts.append(_text(x0 - 4, y + 4, f"{tick:.1f}", SOFT, "end"))
         for tick in (0, budget / 2, budget):
             label = f"{tick / 1000:.0f}k" if axis == "tokens" else f"{tick:.0f}"
-            parts.append(_text(x0 + tick / budget * w, y0 + h + 14, label, SOFT, "middle"))
+            parts.append(_text(x0 + tick / budget * w, y0 + h + 14, label, SOFT, "end" if tick == budget else "middle"))
         ys = high[name]
         band = xy(ys.max(0)) + xy(ys.min(0))[::-1]
         parts.append(_path(band, f'fill="{BLUE}" fill-opacity="0.18"'))
