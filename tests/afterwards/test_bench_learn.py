@@ -207,3 +207,13 @@ def test_bad_input_is_named(tmp_path, capsys):
         curves.read(tmp_path / "torn.jsonl")
     with pytest.raises(ValueError, match="needs one <!-- runs -->"):
         page.filled("# Mine\n", {"runs": "x"})
+
+
+def test_the_shipped_page_is_what_the_shipped_curves_make(tmp_path):
+    """A changed table, claim or plot is written again: `segpo bench-learn --from-curves`."""
+    here = ROOT / "benchmarks"
+    (tmp_path / "LEARNING.md").write_text((here / "LEARNING.md").read_text())
+    page.write(curves.read(here / "learning" / "curves.jsonl"), tmp_path / "LEARNING.md", tmp_path, here / "credit")
+    assert (tmp_path / "LEARNING.md").read_text() == (here / "LEARNING.md").read_text()
+    for plot in tmp_path.glob("*.svg"):
+        assert plot.read_text() == (here / "learning" / plot.name).read_text()

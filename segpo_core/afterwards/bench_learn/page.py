@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from segpo_core.afterwards.bench_learn import arms, plot
-from segpo_core.afterwards.bench_learn.claims import CLAIMS, TRIED, Finding, judge
+from segpo_core.afterwards.bench_learn.claims import CLAIMS, LEAST_SEEDS, TRIED, Finding, judge
 from segpo_core.afterwards.bench_learn.curves import Interval, Line, Runs, area, at, first_at, interval
 
 MARK = "<!-- {} -->"
@@ -113,8 +113,8 @@ def _say(i: Interval, digits: int = 2, sign: bool = False) -> str:
     form = f"{'+' if sign else ''}.{digits}f"
     if i.number == 0:
         return ""
-    if i.number == 1:
-        return f"{i.mean:{form}} (one seed)"
+    if i.number < LEAST_SEEDS:  # of two, an interval is wider than the scale
+        return f"{i.mean:{form}} (seeds: {i.number})"
     return f"{i.mean:{form}} [{i.low:{form}}, {i.high:{form}}]"
 
 

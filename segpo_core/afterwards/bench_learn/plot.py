@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from segpo_core.afterwards.bench_learn.claims import Finding
+from segpo_core.afterwards.bench_learn.claims import LEAST_SEEDS, Finding
 from segpo_core.afterwards.bench_learn.curves import Runs
 
 WIDTH, HEIGHT, COLUMNS = 230, 170, 4  #: of a panel, and panels in a row
@@ -72,7 +72,7 @@ def panels(
 
 def differences(found: Sequence[Finding]) -> str:
     """One line a claim: the difference of areas with its interval; right of 0 is what was claimed."""
-    found = [f for f in found if f.tokens.number > 1]
+    found = [f for f in found if f.tokens.number >= LEAST_SEEDS]
     label, width, step = 370, 330, 20
     reach = max([0.05, *(abs(v) for f in found for v in f.tokens[:3])])
     reach = min(float(np.ceil(reach * 20) / 20), 0.3)
