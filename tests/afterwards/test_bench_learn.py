@@ -75,9 +75,9 @@ def test_verdicts(gain, seeds, verdict):
     lines = [line("grpo", s, [0.2, 0.4, 0.6]) for s in range(seeds)]
     lines += [line("sapo", s, [0.2, 0.4 + gain[s], 0.6 + gain[s]]) for s in range(seeds)]
     claim = claims.Claim("a paper", "SAPO above GRPO", "sapo", "grpo")
-    (found,) = claims.judge((claim,), curves.Runs(lines, arms.RATE), {"tokens": 200, "seconds": 20})
+    (found,) = claims.judge((claim,), curves.Runs(lines, arms.RATE), {"tokens": 200, "seconds": 20, "step": 2})
     assert found.verdict == verdict
-    assert found.tokens.mean == pytest.approx(found.seconds.mean)
+    assert found.tokens.mean == pytest.approx(found.seconds.mean) == pytest.approx(found.step.mean)
 
 
 def test_every_claim_is_about_arms_that_there_are():

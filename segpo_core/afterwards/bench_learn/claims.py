@@ -56,11 +56,12 @@ TRIED = (
 
 
 class Finding(NamedTuple):
-    """A claim and the difference of areas (better less worse) at equal tokens and at equal processor time."""
+    """A claim and the difference of areas (better less worse) at equal tokens, processor time and steps."""
 
     claim: Claim
     tokens: Interval
     seconds: Interval
+    step: Interval
     token_budget: float
 
     @property
@@ -79,7 +80,8 @@ def judge(claims: tuple[Claim, ...], runs: Runs, most: dict[str, float]) -> list
     """Every claim against the runs. `most`: axis -> the largest budget."""
     found = []
     for claim in claims:
-        one, budget = runs.difference(claim.better, claim.worse, claim.curve, "tokens", most["tokens"])
-        other, _ = runs.difference(claim.better, claim.worse, claim.curve, "seconds", most["seconds"])
-        found.append(Finding(claim, one, other, budget))
+        by = {
+            axis: runs.difference(claim.better, claim.worse, claim.curve, axis, budget) for axis, budget in most.items()
+        }
+        found.append(Finding(claim, by["tokens"][0], by["seconds"][0], by["step"][0], by["tokens"][1]))
     return found

@@ -18,7 +18,7 @@ BLOCKS = ("runs", "methods", "cost", "state", "claims", "tried", "tuning", "cred
 #: Accuracy that a run is timed to.
 HEIGHT = 0.8
 #: Budgets are round numbers that every run of a method reaches.
-ROUND = {"tokens": 5000, "seconds": 1}
+ROUND = {"tokens": 5000, "seconds": 1, "step": 1}
 
 
 def write(lines: list[Line], page: Path, folder: Path, credit: Path) -> None:
@@ -130,7 +130,8 @@ def _runs(lines: list[Line], runs: Runs, most: dict[str, float]) -> str:
     return (
         f"{len(lines)} runs in the file, {tables} of them in the tables; {minutes:.0f} processor minutes of training. "
         f"{sizes} held-out problems, greedy. {'; '.join(sorted({line['machine'] for line in lines}))}. "
-        f"Budgets: {most['tokens']:,.0f} tokens through the sampler, {most['seconds']:.0f} processor seconds."
+        f"Budgets: {most['tokens']:,.0f} tokens through the sampler, {most['seconds']:.0f} processor seconds, "
+        f"{most['step']} steps."
     )
 
 
@@ -144,8 +145,8 @@ def _methods(runs: Runs, names: Sequence[str], most: dict[str, float]) -> str:
             *(_say(interval(ends[curve])) for curve in ends), f"{min(ends['answer']):.2f}",
             f"{min(ends['grounded']):.2f}",
         ]))  # fmt: skip
-    head = ("method", "seeds", "answer over the run, equal tokens", "equal time", "answer", "perception", "grounded",
-            "worst answer", "worst grounded")  # fmt: skip
+    head = ("method", "seeds", "answer over the run, equal tokens", "equal time", "equal steps", "answer",
+            "perception", "grounded", "worst answer", "worst grounded")  # fmt: skip
     return _table(head, [row for _, row in sorted(rows)])
 
 
@@ -194,10 +195,10 @@ def _claims(found: Sequence[Finding], verdict: bool = True) -> str:
     rows = []
     for f in found:
         row = [f.claim.source] if verdict else []
-        row += [f.claim.says, _say(f.tokens, 3, True), _say(f.seconds, 3, True), str(f.tokens.number)]
+        row += [f.claim.says, *(_say(i, 3, True) for i in (f.tokens, f.seconds, f.step)), str(f.tokens.number)]
         row += [f"{f.token_budget / 1000:.0f}k"]
         rows.append(row + [f"**{f.verdict}**" if f.verdict in ("confirmed", "contradicted") else f.verdict])
-    head = ("equal tokens", "equal time", "seeds", "tokens", "here" if verdict else "better")
+    head = ("equal tokens", "equal time", "equal steps", "seeds", "tokens", "here" if verdict else "better")
     return _table((("paper",) if verdict else ()) + ("claim" if verdict else "tried", *head), rows)
 
 
