@@ -24,10 +24,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts, extend, position_ids
 from segpo_core.policy.logprobs import backbone, token_logprobs
+from segpo_core.policy.packing import pack, packed_logprobs
+from segpo_core.prefix_tree import first_holders
 from segpo_core.sampling.branches import grow_tree
 from segpo_core.sampling.generate import Draw, Sampler
-from segpo_core.sampling.packing import pack, packed_logprobs
-from segpo_core.sampling.sharing import first_holders
 from segpo_core.types import Rollouts, length_mask
 
 VOCABULARY = 2048

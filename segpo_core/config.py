@@ -63,6 +63,10 @@ class TrainConfig:
     """Completions in one forward and backward pass on one device."""
     gradient_accumulation_steps: int = 1
     """Passes that make one update."""
+    pack_prompts: bool = True
+    """Run each prompt, its images and what completions of a group begin with in common through the model once a pass,
+    where the model's attention allows it (full attention, sdpa or eager); the same loss and gradient but for rounding.
+    Off: a row a completion."""
     steps_per_generation: int | None = None
     """Passes' worth of completions sampled in one step; None: gradient_accumulation_steps, that is one update a step.
     A step samples per_device_train_batch_size x processes x steps_per_generation completions."""

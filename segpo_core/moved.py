@@ -14,7 +14,7 @@ from types import ModuleType
 #: names of `policy.load` and `record.store` on themselves.
 MOVED = {
     "branches": "sampling.branches", "chains": "sampling.chains", "generate": "sampling.generate",
-    "nodes": "sampling.nodes", "packing": "sampling.packing",
+    "nodes": "sampling.nodes", "packing": "policy.packing",
     "contrasts": "policy.contrasts", "corruptions": "policy.corruptions", "critic": "policy.critic",
     "inputs": "policy.inputs", "logprobs": "policy.logprobs", "sharding": "policy.sharding",
     "checkpoint": "training.checkpoint", "diagnostics": "training.diagnostics", "evaluate": "training.evaluate",

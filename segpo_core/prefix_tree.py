@@ -171,3 +171,28 @@ def roots(tree: PrefixTree) -> Tensor:
     while not torch.equal(further := up[up], up):
         up = further
     return up
+
+
+def shared_beginnings(ids: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """How completions share what they begin with: (long [B], the rows in depth-first order; long [B, T] node ids).
+
+    Each token is a node of its own, and the same one in all completions of its group that agree up to and with it; -1
+    at padding. ids: long [B, T]; mask: bool [B, T]; group: long [B].
+    """
+    table = torch.cat([group[:, None], torch.where(mask, ids, -1)], dim=1)
+    rows, place = table.unique(dim=0, return_inverse=True)  # sorted: those that begin alike are neighbours
+    new = torch.ones_like(rows, dtype=torch.bool)
+    new[1:] = (rows[1:] == rows[:-1]).cumprod(dim=1) == 0
+    column = torch.arange(rows.shape[1], device=ids.device)
+    owner = torch.where(new, torch.arange(len(rows), device=ids.device)[:, None], -1).cummax(dim=0).values
+    node = (owner * rows.shape[1] + column)[place, 1:]
+    return place.argsort(stable=True), torch.where(mask, node, -1)
+
+
+def first_holders(node_ids: Tensor) -> Tensor:
+    """True at the tokens of each node in the first row that holds it, bool [B, T]: every token of a tree once."""
+    held = node_ids >= 0
+    row = torch.arange(len(node_ids), device=node_ids.device)[:, None].expand_as(node_ids)
+    nodes = max(int(node_ids.max()) + 1, 1)  # without a node, room for none
+    owner = row.new_full((nodes,), len(node_ids)).scatter_reduce(0, node_ids[held], row[held], "amin")
+    return held & (owner[node_ids.clamp(min=0)] == row)

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from segpo_core.algos.base import Method, rewards_of
+from segpo_core.prefix_tree import first_holders
 from segpo_core.sampling.nodes import leaf_rewards, node_credit
-from segpo_core.sampling.sharing import MAX_ROWS, first_holders, tree_of
+from segpo_core.sampling.sharing import MAX_ROWS, tree_of
 from segpo_core.segments import roles
 from segpo_core.types import Credit, Rollouts
 from segpo_core.weights import probability_mask

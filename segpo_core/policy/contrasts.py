@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from torch import Tensor
 from segpo_core.policy.corruptions import corrupt
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.packing import can_pack, pack
+from segpo_core.prefix_tree import shared_beginnings
 from segpo_core.segments import PERCEPTION, REASONING, TAGS, role_ids
 from segpo_core.types import Rollouts, length_mask
 
@@ -39,6 +42,7 @@ def contrasts(
     first: int = 0,
     batch_size: int = 16,
     tags: Sequence[str] = TAGS,
+    pack_prompts: bool = True,
 ) -> tuple[Tensor | None, Tensor]:
     """SRPO's d_t and c_t, each float32 [B, T], 0 wherever they are not defined.
 
@@ -60,6 +64,7 @@ def contrasts(
             what is done to a prompt's images depends on these two alone ("other" also on the batch).
         batch_size: completions in one forward pass.
         tags: names of the perception, reasoning and answer tags.
+        pack_prompts: run what completions share through the model once, where it allows that (`packing.can_pack`).
 
     Returns:
         (d, c). d is None where no prompt has an image that can be corrupted, and NaN (not measured, unlike 0) at the
@@ -72,13 +77,13 @@ def contrasts(
     perception, reasoning = role == PERCEPTION, role == REASONING
     own = rollouts.old_logprobs
     if own is None:
-        own = logprobs(network, prompts, rollouts, perception | reasoning, batch_size=batch_size)
+        own = logprobs(network, prompts, rollouts, perception | reasoning, None, batch_size, pack_prompts)
 
     d = _against_corrupted(
-        network, examples, rollouts, processor, own, perception, corruption, stream, first, batch_size
+        network, examples, rollouts, processor, own, perception, corruption, stream, first, batch_size, pack_prompts
     )
     at = reasoning & perception.any(dim=1, keepdim=True)  # from an empty block there is nothing to take out
-    without = logprobs(network, prompts, rollouts, at, cut=perception, batch_size=batch_size)
+    without = logprobs(network, prompts, rollouts, at, perception, batch_size, pack_prompts)
     return d, torch.where(at, own - without, 0.0)
 
 
@@ -92,13 +97,16 @@ def image_contrast(
     stream: tuple[int, ...] = (0,),
     first: int = 0,
     batch_size: int = 16,
+    pack_prompts: bool = True,
 ) -> Tensor:
     """d_t of `contrasts` at *every* token, whatever its role: float32 [B, T], 0 at padding; NaN (not measured, unlike
     0) in completions of prompts without images. Arguments and errors as there."""
     own, mask = rollouts.old_logprobs, rollouts.mask
     if own is None:
-        own = logprobs(network, prompts, rollouts, mask, batch_size=batch_size)
-    d = _against_corrupted(network, examples, rollouts, processor, own, mask, corruption, stream, first, batch_size)
+        own = logprobs(network, prompts, rollouts, mask, None, batch_size, pack_prompts)
+    d = _against_corrupted(
+        network, examples, rollouts, processor, own, mask, corruption, stream, first, batch_size, pack_prompts
+    )
     return torch.where(mask, torch.nan, 0.0) if d is None else d
 
 
@@ -113,6 +121,7 @@ def _against_corrupted(
     stream: tuple[int, ...],
     first: int,
     batch_size: int,
+    pack_prompts: bool,
 ) -> Tensor | None:
     """`own` log-probabilities minus those with corrupted images at the tokens `wanted` (bool [B, T]), 0 elsewhere; NaN
     without an image, None where no prompt has one."""
@@ -122,7 +131,7 @@ def _against_corrupted(
     blind = Prompts.build(spoiled, processor, network.model.config)
     images = torch.tensor([bool(example["images"]) for example in spoiled], device=wanted.device)
     at = wanted & images[rollouts.group, None]
-    d = torch.where(at, own - logprobs(network, blind, rollouts, at, batch_size=batch_size), 0.0)
+    d = torch.where(at, own - logprobs(network, blind, rollouts, at, None, batch_size, pack_prompts), 0.0)
     return d.masked_fill(wanted & ~at, torch.nan)
 
 
@@ -160,6 +169,7 @@ def logprobs(
     at: Tensor,
     cut: Tensor | None = None,
     batch_size: int = 16,
+    pack_prompts: bool = True,
 ) -> Tensor:
     """log π of the tokens `at` (bool [B, T]), with the tokens `cut` (bool [B, T], none of `at`) taken out of the
     completions: float32 [B, T], every number at its token's own place, 0 elsewhere."""
@@ -169,12 +179,19 @@ def logprobs(
     if cut is not None:
         keep &= ~cut
     place = (~keep).int().argsort(dim=1, stable=True)  # of the kept tokens, in their order; then of the others
-    lengths = keep.sum(dim=1)
-    rows = at.any(dim=1).nonzero()[:, 0]
+    mask = length_mask(keep.sum(dim=1), keep.shape[1])
+    ids, wanted = rollouts.completion_ids.gather(1, place), at.gather(1, place) & mask
+    kept, order = replace(rollouts, completion_ids=ids, mask=mask), torch.arange(len(at), device=at.device)
+    packing = pack_prompts and can_pack(network.model, prompts)
+    if packing:
+        order, kept.node_ids = shared_beginnings(ids, mask, rollouts.group)
+    rows = order[wanted[order].any(dim=1)]
     for part in rows.split(batch_size) if len(rows) else ():
-        width = int(lengths[part].max())
-        here, mask = place[part, :width], length_mask(lengths[part], width)
-        ids = rollouts.completion_ids[part].gather(1, here)
-        scores = network(prompts.batch(rollouts.group[part], mask.device), ids, mask)
-        out[part] = out[part].scatter(1, here, scores.logprobs)
+        if packing:
+            packed = pack(network.model, prompts, kept, wanted, part)
+            scores = network(packed.inputs, packed.ids, packed.mask, packed.predictor)
+        else:
+            width = int(kept.lengths[part].max())
+            scores = network(prompts.batch(rollouts.group[part], at.device), ids[part, :width], mask[part, :width])
+        out[part] = out[part].scatter(1, place[part, : scores.logprobs.shape[1]], scores.logprobs)
     return torch.where(at, out, 0.0)

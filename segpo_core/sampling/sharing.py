@@ -43,12 +43,3 @@ def tree_of(node_ids: Tensor, group: Tensor) -> tuple[Tree, Tensor]:
             renumbered[b, start:end] = node
     columns = torch.tensor(nodes, dtype=torch.long, device=group.device).reshape(-1, 4).unbind(1)
     return Tree(*columns), renumbered
-
-
-def first_holders(node_ids: Tensor) -> Tensor:
-    """True at the tokens of each node in the first row that holds it, bool [B, T]: every token of a tree once."""
-    held = node_ids >= 0
-    row = torch.arange(len(node_ids), device=node_ids.device)[:, None].expand_as(node_ids)
-    nodes = max(int(node_ids.max()) + 1, 1)  # without a node, room for none
-    owner = row.new_full((nodes,), len(node_ids)).scatter_reduce(0, node_ids[held], row[held], "amin")
-    return held & (owner[node_ids.clamp(min=0)] == row)

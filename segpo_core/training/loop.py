@@ -256,12 +256,12 @@ class Trainer:
         if self.method.uses_contrasts:
             rollouts.perception_contrast, rollouts.reasoning_contrast = contrasts(
                 self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
-                self.config.per_device_train_batch_size, self.method.tags,
+                self.config.per_device_train_batch_size, self.method.tags, self.config.pack_prompts,
             )  # fmt: skip
         if self.method.uses_image_contrast:
             rollouts.perception_contrast = image_contrast(
                 self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
-                self.config.per_device_train_batch_size,
+                self.config.per_device_train_batch_size, self.config.pack_prompts,
             )  # fmt: skip
         clock.lap("score")
         if rollouts.tree is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from segpo_core.policy import sharding
 from segpo_core.policy.critic import ActorCritic, Scores
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import find_model, load_model, make_reference, reference_context, suppressed_token_ids
-from segpo_core.sampling.packing import can_pack, pack
+from segpo_core.policy.packing import can_pack, pack
+from segpo_core.prefix_tree import shared_beginnings
 from segpo_core.training import checkpoint
 from segpo_core.training.masters import Masters
 from segpo_core.training.together import everyone
@@ -155,19 +156,23 @@ class Learner:
     def tree_batches(self, rollouts: Rollouts, prompts: Prompts, credit: Credit) -> list[Micro]:
         """Cut a step's trees into forward passes, of rows that teach something. Neighbours stay together: they share
         what is before them. Every process makes the same number of passes, however large its trees became."""
-        packing, micros = can_pack(self.network.model, prompts), []
+        packing, micros = self.config.pack_prompts and can_pack(self.network.model, prompts), []
         taught = credit.loss_mask.any(dim=1).nonzero()[:, 0]
         for rows in taught.tensor_split(self.config.passes):
             targets = credit.loss_mask
             if len(rows) == 0:  # nothing is left for this pass: one without a token
                 rows, targets = torch.zeros(1, dtype=torch.long, device=taught.device), torch.zeros_like(targets)
             if packing:
-                packed = pack(self.network.model, prompts, rollouts, targets, rows)
-                micros.append(Micro(packed.rows, packed.inputs, packed.ids, packed.mask, packed.predictor))
+                micros.append(self.packed(rows, rollouts, prompts, targets))
             else:
                 real = rollouts.mask & targets.any()
                 micros.append(self.micro(rows, rollouts, prompts, real))
         return micros
+
+    def packed(self, rows: Tensor, rollouts: Rollouts, prompts: Prompts, targets: Tensor) -> Micro:
+        """Some rows that share nodes, in depth-first order, for one pass over every node."""
+        packed = pack(self.network.model, prompts, rollouts, targets, rows)
+        return Micro(packed.rows, packed.inputs, packed.ids, packed.mask, packed.predictor)
 
     def micro(self, rows: Tensor, rollouts: Rollouts, prompts: Prompts, mask: Tensor) -> Micro:
         """Some rows for one pass, cut to the longest of them."""
@@ -183,6 +188,11 @@ class Learner:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
             order = torch.randperm(len(rollouts), generator=generator)
         parts = order.to(rollouts.mask.device).split(self.config.per_device_train_batch_size)
+        sharing = self.config.pack_prompts and len(rollouts) > len(prompts)
+        if sharing and can_pack(self.network.model, prompts):
+            order, node_ids = shared_beginnings(rollouts.completion_ids, rollouts.mask, rollouts.group)
+            place, alike = order.argsort(), replace(rollouts, node_ids=node_ids)
+            return [self.packed(rows[place[rows].argsort()], alike, prompts, rollouts.mask) for rows in parts]
         return [self.micro(rows, rollouts, prompts, rollouts.mask) for rows in parts]
 
     # --- scoring and updates --------------------------------------------------------------------------------------

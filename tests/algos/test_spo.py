@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from segpo_core.algos import GRPO, METHODS, SPOChain, SPOTree, VinePPO
 from segpo_core.policy import load
 from segpo_core.policy.inputs import Prompts
-from segpo_core.sampling.sharing import first_holders
+from segpo_core.prefix_tree import first_holders
 from segpo_core.types import Rollouts, length_mask, pad_rows
 from tests.fakes import families
 from tests.sampling.test_generate import problems, sampler_of

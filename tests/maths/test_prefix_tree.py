@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpo_core.prefix_tree import off_estimate, prefix_tree, roots, tree_sum, tree_values
-from segpo_core.types import pad_rows
+from segpo_core.prefix_tree import off_estimate, prefix_tree, roots, shared_beginnings, tree_sum, tree_values
+from segpo_core.types import length_mask, pad_rows
 
 LENGTH, VOCABULARY = 4, 3
 
@@ -177,3 +177,21 @@ def test_no_completion_with_a_verdict():
         torch.full((2,), torch.nan),
     )
     assert (tree.before == -1).all() and tree.open.tolist() == [1.0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=5)), min_size=1, max_size=9))
+def test_beginnings_are_shared_as_an_obvious_loop_says(rows):
+    """Two tokens are one node if, and only if, all before them and they themselves agree; rows stand depth first."""
+    group, lists = torch.tensor([g for g, _ in rows]), [row for _, row in rows]
+    ids = pad_rows([torch.tensor(row, dtype=torch.long) for row in lists], 1, length=1)  # a padding that is a token too
+    mask = length_mask(torch.tensor([len(row) for row in lists]), ids.shape[1])
+    order, node = shared_beginnings(ids, mask, group)
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    assert torch.equal(node >= 0, mask)
+    places = mask.nonzero().tolist()
+    for a, t in places:
+        for b, u in places:
+            same = rows[a][0] == rows[b][0] and lists[a][: t + 1] == lists[b][: u + 1]
+            assert (node[a, t] == node[b, u]) == same
+    walked = [(rows[b][0], lists[b]) for b in order.tolist()]
+    assert walked == sorted(walked), "those that begin alike are neighbours, the shorter first"

@@ -119,6 +119,9 @@ def test_contrasts_are_those_of_a_row_by_row_reference(setup):
         assert d is None
     else:
         torch.testing.assert_close(d, want_d, atol=1e-4, rtol=1e-4, equal_nan=True)
+    by_rows = setup.measure(pack_prompts=False)
+    torch.testing.assert_close(by_rows[1], c, atol=1e-4, rtol=1e-4)
+    assert d is None or torch.allclose(by_rows[0], d, atol=1e-4, equal_nan=True)
     unscored_d, unscored_c = setup.measure(setup.rollouts)
     torch.testing.assert_close(unscored_c, c, atol=1e-4, rtol=1e-4)
     assert d is None or torch.allclose(unscored_d, d, atol=1e-4, equal_nan=True)
@@ -167,7 +170,7 @@ def test_two_passes_and_no_more(setup, scored, monkeypatch):
     setup.measure(setup.scored if scored else setup.rollouts, batch_size=len(TEXTS))
     assert len(calls) == (1 if setup.family == "llama" else 2) + (not scored)
     calls.clear()
-    setup.measure(batch_size=2)
+    setup.measure(batch_size=2, pack_prompts=False)
     assert max(shape[0] for shape in calls) == 2
 
 
@@ -175,7 +178,7 @@ def test_a_pass_ends_with_the_last_token_it_is_asked_for(llava, monkeypatch):
     """And leaves out completions without such tokens."""
     calls, forward = [], llava.network.forward
     monkeypatch.setattr(llava.network, "forward", lambda p, ids, mask: (calls.append(mask), forward(p, ids, mask))[1])
-    llava.measure(batch_size=len(TEXTS))
+    llava.measure(batch_size=len(TEXTS), pack_prompts=False)
     blind, without = calls
     last = {role: (llava.role == role).int() * torch.arange(llava.role.shape[1]) for role in (PERCEPTION, REASONING)}
     rows = (llava.role == PERCEPTION).any(1)

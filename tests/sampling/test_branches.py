@@ -9,10 +9,11 @@ from segpo_core.policy import load
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts, extend, position_ids
 from segpo_core.policy.logprobs import backbone
+from segpo_core.prefix_tree import first_holders
 from segpo_core.sampling.branches import grow_tree
 from segpo_core.sampling.chains import Prefixes, continuations, estimate_values, mean_and_error, unique_states
 from segpo_core.sampling.generate import noise
-from segpo_core.sampling.sharing import first_holders, tree_of
+from segpo_core.sampling.sharing import tree_of
 from segpo_core.types import Rollouts, length_mask
 from tests.fakes import families
 from tests.sampling.test_generate import problems, sampler_of

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from segpo_core.policy import load
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.packing import can_pack, pack, packed_logprobs
+from segpo_core.prefix_tree import first_holders, shared_beginnings
 from segpo_core.sampling.branches import grow_tree
-from segpo_core.sampling.packing import can_pack, pack, packed_logprobs
-from segpo_core.sampling.sharing import first_holders
 from segpo_core.types import Rollouts, length_mask, pad_rows
 from tests.fakes import families
 from tests.sampling.test_generate import problems, sampler_of
@@ -80,6 +80,25 @@ def test_a_packed_tree_is_its_rows_one_by_one(family):
     assert packed.tokens == int(prompts.lengths.sum() + own.sum() - len(tree))
     logprobs, _ = packed_logprobs(model, network.head, packed, 0.8)
     torch.testing.assert_close(logprobs, torch.where(own, tree.sampled_logprobs, 0), atol=1e-4, rtol=1e-4)
+
+
+def test_a_group_is_a_tree(family):
+    """Completions sampled one by one: the prompt goes through the model once, and what they begin with alike too."""
+    model, processor, prompts, network = family
+    sampler = sampler_of(model, processor, temperature=0.3, max_completion_length=8)
+    rollouts = sampler.groups(prompts, 5, (0, 1), 0)
+    order, rollouts.node_ids = shared_beginnings(rollouts.completion_ids, rollouts.mask, rollouts.group)
+    assert_same(network, prompts, rollouts, rollouts.mask, order)
+    whole = pack(model, prompts, rollouts, rollouts.mask, order, max_slots=10_000)
+    rows = list(zip(rollouts.group.tolist(), rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), strict=True))
+    beginnings = {(group, *ids[:t]) for group, ids, n in rows for t in range(1, n)}  # the last predicts nothing
+    assert whole.tokens == int(prompts.lengths.sum()) + len(beginnings)
+    assert len(beginnings) < int((rollouts.lengths - 1).sum()), "some begin alike"
+    if "pixel_values" in whole.inputs:
+        images = prompts.batch(range(len(prompts)))["pixel_values"]
+        assert whole.inputs["pixel_values"].shape == images.shape, "each image is encoded once"
+    for part in order.split(4):  # what was torn from its group finds its prompt there as well
+        assert_same(network, prompts, rollouts, rollouts.mask, part)
 
 
 def test_what_teaches_nothing_is_left_out(family):

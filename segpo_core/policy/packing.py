@@ -1,9 +1,10 @@
 """Trees in training: a prefix that many completions share goes through the model once.
 
-Completions of a tree stand in one sequence after their prompt: the first whole, of each further one what no earlier one
-holds. Each token has the position it has in its own completion and sees the prompt and what comes before it in its
-own completion, nothing else. So log-probabilities and gradients are those of the completions one by one. What teaches
-nothing, and leads to nothing that does, is left out.
+A group is a tree too: its completions share their prompt, images included, and whatever they begin with alike
+(`prefix_tree.shared_beginnings`). Completions of a tree stand in one sequence after their prompt: the first whole, of
+each further one what no earlier one holds. Each token has the position it has in its own completion and sees the prompt
+and what comes before it in its own completion, nothing else. So log-probabilities and gradients are those of the
+completions one by one. What teaches nothing, and leads to nothing that does, is left out.
 
 The rows of a tree are in depth-first order, so what lies below a token is one run of slots: slot j is seen from the
 slots j … reach[j] − 1. That is the whole attention mask.
@@ -21,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from segpo_core.policy.inputs import Prompts, extend, prefill_inputs
 from segpo_core.policy.logprobs import Head, backbone, scatter, token_logprobs, without_adapter
-from segpo_core.sampling.sharing import first_holders
+from segpo_core.prefix_tree import first_holders
 from segpo_core.types import Rollouts
 
 
@@ -41,8 +42,8 @@ def can_pack(model: nn.Module, prompts: Prompts) -> bool:
     """Whether packing is exact for this model: whether its attention sees all that came before, and takes a mask.
 
     Not so with sliding windows or running states, with image tokens that see each other both ways
-    (`token_type_ids`, as in Gemma 3), and with attention kernels that know only lengths. Trees of such models train as
-    one row a leaf, with the same result.
+    (`token_type_ids`, as in Gemma 3), and with attention kernels that know only lengths. Groups and trees of such
+    models train as one row a completion, with the same result.
     """
     config = without_adapter(model).config.get_text_config()
     return (
@@ -65,16 +66,15 @@ def pack(
     Args:
         model: the policy (see `can_pack`).
         prompts: P prompts.
-        rollouts: with `node_ids`, rows in the order in which `branches.grow_tree` gives them.
+        rollouts: with `node_ids`, as `branches.grow_tree` or `prefix_tree.shared_beginnings` gives them.
         targets: bool [B, T], tokens whose log-probability is wanted.
-        rows: long [b], b > 0.
+        rows: long [b], b > 0, in depth-first order.
         max_slots: longest sequence, where one row is not longer; a tree that takes more is cut into several, which
             repeat what they share. Default: what costs least (`best_slots`).
 
     Raises:
         ValueError: the rows of a tree are not in depth-first order.
     """
-    rows = rows.sort().values
     width = int(rollouts.lengths[rows].max())
     ids, node, mask = (x[rows, :width] for x in (rollouts.completion_ids, rollouts.node_ids, targets))
     column = torch.arange(width, device=node.device).expand_as(node)
