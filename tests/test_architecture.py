@@ -27,7 +27,7 @@ FLOORS = {
         ("algos",),
         ("config",),
         ("training",),
-        ("afterwards",),
+        ("afterwards", "bridges"),
         ("cli", "__main__"),
     ),
     "segviz": (("show",), ("runs",), ("parts",), ("views",), ("notebook",), ("app",), ("commands",)),
