@@ -8,9 +8,11 @@ Values come from `forks` with a large N, which is exact but for what it samples,
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from segpo_core.afterwards.bench_credit.gradient import gradient
 from segpo_core.afterwards.trained import Policy
 from segpo_core.algos import Forks
 from segpo_core.policy.inputs import Prompts
@@ -43,6 +46,14 @@ class Truth:
     rollouts: Rollouts  #: with rewards, without values
     values: Tensor  #: float32 [B, T], true V before each token
     stderr: Tensor  #: float32 [B, T], of it
+    task: Any = None
+    critics: dict[tuple[str, float, int], Tensor] = field(default_factory=dict)  #: what critics said, see critics.py
+    pool: tuple[Prompts, Rollouts] | None = None  #: what critics learn from
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The policy gradient of A*, see gradient.py."""
+        return gradient(self.policy.network, self.prompts, self.rollouts, self.advantages)
 
     @property
     def advantages(self) -> Tensor:
@@ -51,11 +62,22 @@ class Truth:
 
     def select(self, rows: Tensor) -> Truth:
         """Some of the completions (long [n])."""
-        return replace(self, rollouts=self.rollouts.select(rows), values=self.values[rows], stderr=self.stderr[rows])
+        made = replace(self, critics={}, pool=None)
+        return replace(made, rollouts=self.rollouts.select(rows), values=self.values[rows], stderr=self.stderr[rows])
 
     @property
     def prompts(self) -> Prompts:
         return Prompts.build(self.examples, self.policy.processor, self.policy.model.config)
+
+    def facts(self) -> list[dict[str, Any] | None]:
+        """What the task knows about each completion, with the tokens of its first error as `error_span`."""
+        known = evaluate.inspect(self.task, self.examples, self.rollouts)
+        made: list[dict[str, Any] | None] = []
+        for fact, pieces in zip(known, self.rollouts.pieces, strict=True):
+            error = (fact or {}).get("first_error")
+            span = token_span(pieces, error["start"], error["end"]) if error else (None, None)
+            made.append(None if fact is None else fact | {"error_span": span})
+        return made
 
     def reward_of(self, groups: list[int], texts: list[str]) -> list[float]:
         return evaluate.reward_texts(self.policy.reward_funcs, None, self.examples, groups, texts)[0]
@@ -76,25 +98,30 @@ def make(
     sampler, prompts = truth.policy.sampler, truth.prompts
     rollouts = sampler.groups(prompts, size, (271828,))
     rollouts.rewards = torch.tensor(truth.reward_of(rollouts.group.tolist(), rollouts.texts))
-    task = load_task(dataset)
-    rollouts.truth = evaluate.inspect(task, truth.examples, rollouts)
-    Forks(num_continuations=number, least_open=least_open).estimate(
-        sampler, prompts, rollouts, truth.reward_of, (314159,), 0
-    )
+    truth.rollouts = rollouts
+    rollouts.truth = truth.facts()
+    values, stderr = estimate(truth, number, least_open, (314159,))
     rows = []
     for b, n in enumerate(rollouts.lengths.tolist()):
-        error = (rollouts.truth[b] or {}).get("first_error")
-        span = token_span(rollouts.pieces[b], error["start"], error["end"]) if error else (None, None)
+        fact = dict(rollouts.truth[b] or {})
+        span, error = fact.pop("error_span", (None, None)), fact.get("first_error")
         rows.append({
             "policy": name, "dataset": dataset, "problem": problems[rollouts.group[b]], "group": int(rollouts.group[b]),
             "token_ids": rollouts.completion_ids[b, :n].tolist(), "pieces": rollouts.pieces[b],
             "logprobs": rollouts.sampled_logprobs[b, :n].tolist(), "entropy": rollouts.entropy[b, :n].tolist(),
             "reward": float(rollouts.rewards[b]), "finished": bool(rollouts.finished[b]), "text": rollouts.texts[b],
-            "truth": json.dumps(rollouts.truth[b]), "error_start": span[0], "error_end": span[1],
+            "truth": json.dumps(fact), "error_start": span[0], "error_end": span[1],
             "error_kind": error["kind"] if error else None,
-            "values": rollouts.mc_values[b, :n].tolist(), "stderr": rollouts.mc_stderr[b, :n].tolist(),
+            "values": values[b, :n].tolist(), "stderr": stderr[b, :n].tolist(),
         })  # fmt: skip
     return rows
+
+
+def estimate(truth: Truth, number: int, least_open: float, stream: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Fork values of every state and their standard errors, both float32 [B, T], 0 at padding."""
+    rollouts, method = copy.copy(truth.rollouts), Forks(num_continuations=number, least_open=least_open)
+    method.estimate(truth.policy.sampler, truth.prompts, rollouts, truth.reward_of, stream, 0)
+    return tuple(torch.where(rollouts.mask, x, 0) for x in (rollouts.mc_values, rollouts.mc_stderr))
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -160,4 +187,4 @@ def _open(model: str, name: str, problems: Sequence[int], dataset: str) -> Truth
     policy = Policy.load(model, reward_funcs=task.reward_funcs)
     policy.model.float()
     policy.sampler.max_completion_length = MAX_COMPLETION_LENGTH
-    return Truth(name, policy, [task.eval(i) for i in problems], None, None, None)
+    return Truth(name, policy, [task.eval(i) for i in problems], None, None, None, task)
