@@ -7,8 +7,12 @@ import torch
 
 from segpo_core.afterwards.bench_credit import arms, check, critics, figures, run, truth
 from segpo_core.afterwards.bench_credit.judged import Judged, join
+from segpo_core.algos import GRPO
 from segpo_core.cli import main
+from segpo_core.config import TrainConfig
 from segpo_core.shipped import ROOT
+from segpo_core.training.loop import train
+from tests.fakes import families
 
 DIRECTORY = ROOT / "data" / "credit-truth"
 MODELS = {
@@ -178,13 +182,30 @@ def test_the_check_sees_a_wrong_value(truths):
     assert right["rms"] < 3 * right["rms_expected"] + 0.01 < wrong["rms"]
 
 
-def test_what_shipped_was_checked():
-    found = json.loads((DIRECTORY / "check.json").read_text())
-    everything = found["against_plain_sampling"]["all"]
-    assert everything["states"] >= 100
-    assert abs(everything["bias"]) < 3 * everything["bias_stderr"]
-    assert everything["rms"] < 1.2 * everything["rms_expected"]
-    assert found["second_draw"]["pearson"] > 0.99
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of another model, with rewards of its own module."""
+    model = families.llava(tmp_path_factory.mktemp("llava"))
+    return train(TrainConfig(
+        method="grpo", algo=GRPO(), model_name_or_path=str(model), output_dir=str(tmp_path_factory.mktemp("r") / "run"),
+        num_generations=4, per_device_train_batch_size=8, max_completion_length=8, max_steps=1, eval_steps=0, cpu=True,
+        reward_funcs=["tests.fakes.toy:lucky_text"],
+    ))  # fmt: skip
+
+
+def test_a_runs_own_policy_and_task(recorded, tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    flags = ["--run", str(recorded), "--problems", "1", "--size", "3", "--number", "4", "--trust-code"]
+    assert main(["bench-credit", *flags, "--json", str(file), "oracle", "grpo", "sampled n=2"]) == 0
+    found = json.loads(file.read_text())
+    assert found["oracle"]["pearson"] == 1 and found["oracle"]["completions"] == 3
+    assert found["sampled n=2"]["pearson"] < 1 and found["sampled n=2"]["tokens"] > 0
+    assert "Taken for true: fork values with N = 4" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_runs_foreign_rewards_are_not_loaded_unasked(recorded, capsys):
+    assert main(["bench-credit", "--run", str(recorded), "oracle"]) == 1
+    assert "--trust-code" in capsys.readouterr().err
 
 
 def test_names_of_arms_parse():

@@ -79,7 +79,7 @@ def _pool(truth: Truth) -> tuple[Prompts, Rollouts]:
         prompts = Prompts.build(examples, truth.policy.processor, truth.policy.model.config)
         rollouts = truth.policy.sampler.groups(prompts, COMPLETIONS, (577215,))
         total, _ = evaluate.reward_texts(
-            truth.policy.reward_funcs, None, examples, rollouts.group.tolist(), rollouts.texts
+            truth.policy.reward_funcs, truth.policy.reward_weights, examples, rollouts.group.tolist(), rollouts.texts
         )
         rollouts.rewards = torch.tensor(total)
         truth.pool = prompts, rollouts

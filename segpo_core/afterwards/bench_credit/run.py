@@ -31,20 +31,23 @@ def main(argv: list[str], root: Path) -> int:
     parser.add_argument("--problems", type=int, help="only the first of each policy; default: all")
     parser.add_argument("--truth", type=Path, default=root / "data" / "credit-truth", help="directory of the truth")
     parser.add_argument("--start", default=str(root / "data" / "tiny-vlm"), help="model of the policy 'start'")
+    parser.add_argument("--run", type=Path, help="a run: its newest policy and its own task, instead of the truth")
+    parser.add_argument("--size", type=int, default=8, help="of a run: completions of each problem")
+    parser.add_argument("--number", type=int, default=256, help="of a run: N of the fork values that are its truth")
+    parser.add_argument("--trust-code", action="store_true", help="load what the run names for its rewards")
     parser.add_argument("--draws", type=int, default=1, help="independent draws of what an arm samples")
     parser.add_argument("--gradient", action="store_true", help="also the cosine in parameter space: a pass an arm")
     parser.add_argument("--json", type=Path, help="write {arm: figures} to this file, arm by arm")
     args = parser.parse_args(argv)
-    for name in ("draws", "problems"):
+    for name in ("draws", "problems", "size", "number"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}: at least one is needed")
     names = args.arms or (arms.SMALL if args.small else arms.ALL)
     for arm in names:  # bad names before any work
         arms.check(arm)
-    later = {path.name: str(path) for path in args.truth.iterdir() if path.is_dir()} if args.truth.is_dir() else {}
-    truths = truth.read(args.truth, {"start": args.start} | later, args.problems or (1 if args.small else None))
-    found: dict[str, dict[str, Any]] = {}
     console = Console(stderr=True)
+    truths = of_run(args, console) if args.run else stored(args)
+    found: dict[str, dict[str, Any]] = {}
     for arm in names:
         found[arm] = measure(arm, truths, args.draws, args.gradient)
         console.print(f"{arm}: pearson {found[arm]['pearson']:.2f}", highlight=False, markup=False)
@@ -52,6 +55,26 @@ def main(argv: list[str], root: Path) -> int:
             save(args.json, found)
     show(found)
     return 0
+
+
+def stored(args: argparse.Namespace) -> list[truth.Truth]:
+    """The truth that ships, or another directory's."""
+    later = {path.name: str(path) for path in args.truth.iterdir() if path.is_dir()} if args.truth.is_dir() else {}
+    return truth.read(args.truth, {"start": args.start} | later, args.problems or (1 if args.small else None))
+
+
+def of_run(args: argparse.Namespace, console: Console) -> list[truth.Truth]:
+    """A run's own, and what it is worth, in words."""
+    problems = args.problems or (2 if args.small else 12)
+    made = truth.of_run(args.run, problems, args.size, args.number, trust_code=args.trust_code)
+    error = made.stderr[made.rollouts.mask].double()
+    console.print(
+        f"{made.name}: {len(made.rollouts)} completions of {len(made.examples)} held-out problems, mean reward "
+        f"{made.rollouts.rewards.mean():.2f}. Taken for true: fork values with N = {args.number}, standard error "
+        f"{error.median():.3f} (median), {error.max():.3f} (largest). `forks` shares their tree of completions, and so "
+        "whatever bias they had; sample plainly (sampled n=64) where that matters.", highlight=False, markup=False,
+    )  # fmt: skip
+    return [made]
 
 
 def measure(arm: str, truths: list[truth.Truth], draws: int = 1, gradient: bool = False) -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from segpo_core.afterwards.bench_credit.gradient import gradient
-from segpo_core.afterwards.trained import Policy
+from segpo_core.afterwards.trained import Policy, run_config
 from segpo_core.algos import Forks
 from segpo_core.policy.inputs import Prompts
 from segpo_core.record import store
@@ -80,7 +80,12 @@ class Truth:
         return made
 
     def reward_of(self, groups: list[int], texts: list[str]) -> list[float]:
-        return evaluate.reward_texts(self.policy.reward_funcs, None, self.examples, groups, texts)[0]
+        return [
+            float("nan") if value is None else value
+            for value in evaluate.reward_texts(
+                self.policy.reward_funcs, self.policy.reward_weights, self.examples, groups, texts
+            )[0]
+        ]
 
 
 def differences(values: Tensor, rollouts: Rollouts) -> Tensor:
@@ -94,14 +99,8 @@ def make(
     model: str, name: str, problems: Sequence[int], size: int, number: int, least_open: float, dataset: str = "shapes"
 ) -> list[dict[str, Any]]:
     """Rows of one policy: `size` completions of each held-out problem, values from up to `number` continuations."""
-    truth = _open(model, name, problems, dataset)
-    sampler, prompts = truth.policy.sampler, truth.prompts
-    rollouts = sampler.groups(prompts, size, (271828,))
-    rollouts.rewards = torch.tensor(truth.reward_of(rollouts.group.tolist(), rollouts.texts))
-    truth.rollouts = rollouts
-    rollouts.truth = truth.facts()
-    values, stderr = estimate(truth, number, least_open, (314159,))
-    rows = []
+    truth = sample(_open(model, name, problems, dataset), size, number, least_open)
+    rollouts, rows = truth.rollouts, []
     for b, n in enumerate(rollouts.lengths.tolist()):
         fact = dict(rollouts.truth[b] or {})
         span, error = fact.pop("error_span", (None, None)), fact.get("first_error")
@@ -112,9 +111,41 @@ def make(
             "reward": float(rollouts.rewards[b]), "finished": bool(rollouts.finished[b]), "text": rollouts.texts[b],
             "truth": json.dumps(fact), "error_start": span[0], "error_end": span[1],
             "error_kind": error["kind"] if error else None,
-            "values": values[b, :n].tolist(), "stderr": stderr[b, :n].tolist(),
+            "values": truth.values[b, :n].tolist(), "stderr": truth.stderr[b, :n].tolist(),
         })  # fmt: skip
     return rows
+
+
+def sample(truth: Truth, size: int, number: int, least_open: float) -> Truth:
+    """`size` completions of each of its problems by its policy, with rewards, facts and values."""
+    rollouts = truth.policy.sampler.groups(truth.prompts, size, (271828,))
+    rollouts.rewards = torch.tensor(truth.reward_of(rollouts.group.tolist(), rollouts.texts))
+    truth.rollouts = rollouts
+    rollouts.truth = truth.facts()
+    rollouts.role_ids, rollouts.well_formed = role_ids(rollouts.pieces, rollouts.mask)
+    truth.values, truth.stderr = estimate(truth, number, least_open, (314159,))
+    return truth
+
+
+def of_run(
+    directory: str | Path, problems: int, size: int, number: int, least_open: float = 0.001, trust_code: bool = False
+) -> Truth:
+    """A truth about the policy of a run's newest checkpoint, on the first held-out problems of its own task.
+
+    Raises:
+        ValueError: the run's rewards cannot be loaded, or give a completion no verdict.
+    """
+    policy, config = Policy.load(directory, trust_code=trust_code), run_config(Path(directory))
+    if not policy.reward_funcs:
+        raise ValueError(
+            f"{directory}: the truth of a value is rewards of further completions, but {policy.no_rewards}"
+        )
+    task = load_task(config.dataset, **config.dataset_args)
+    examples = [task.eval(i) for i in range(min(problems, task.eval_size or problems))]
+    truth = sample(Truth(policy.name, policy, examples, None, None, None, task), size, number, least_open)
+    if truth.rollouts.rewards.isnan().any():
+        raise ValueError(f"{directory}: its rewards give some completions no verdict, so their values are not known")
+    return truth
 
 
 def estimate(truth: Truth, number: int, least_open: float, stream: tuple[int, ...]) -> tuple[Tensor, Tensor]:
