@@ -37,12 +37,17 @@ COMMANDS = {
     "warmup": "make the small embedded policy from nothing",
 }
 
+#: Controls (but not new line and tab), marks that turn the direction of writing, and bytes that were no UTF-8.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0; 1 for an error that was told in one message; 143 or 129 for a training
     that SIGTERM or SIGHUP ended, after saving."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    handler = RichHandler(show_path=False)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print("usage: segpo COMMAND [FLAGS]\n")
@@ -65,8 +70,18 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("interrupted")
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _visible(super().format(record))
+
+
+def _visible(text: str) -> str:
+    """What a message quotes from a file must not steer the terminal: its control characters are written out."""
+    return _CONTROLS.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
 def _fail(message: str) -> int:
-    Console(stderr=True).print("error:", message, style="bold", markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print("error:", _visible(message), style="bold", markup=False, highlight=False, soft_wrap=True)
     return 1
 
 

@@ -243,7 +243,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"config file {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"config file {path} is not YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"config file {path} must be a mapping of settings, such as `max_steps: 200`")
@@ -262,23 +262,23 @@ def _typed(owner: type, name: str, value: Any) -> Any:
             return float(value)
         except ValueError:
             raise ValueError(f"{name} must be a number, not {value!r}") from None
-    if not _fits(value, get_type_hints(owner)[name]):
+    if not fits(value, get_type_hints(owner)[name]):
         raise ValueError(f"{name} must be {annotation.replace('Literal', 'one of ')}, not {value!r}")
     return value
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type, as far as settings have them."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in args)
+        return any(fits(value, one) for one in args)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in args)
     if origin in (list, tuple):
-        return isinstance(value, list | tuple) and all(_fits(item, args[0]) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, args[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint in (int, float):
         kinds = (int, float) if hint is float else int
-        return isinstance(value, kinds) and not isinstance(value, bool) and value == value
+        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, hint) if isinstance(hint, type) else True

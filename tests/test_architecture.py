@@ -176,3 +176,21 @@ def test_the_picture_of_the_rooms_is_todays():
     spec.loader.exec_module(script)
     text = script.PAGE.read_text(encoding="utf-8")
     assert script.page(text) == text, "run: python docs/make_architecture.py"
+
+
+def test_nothing_that_is_loaded_runs_code():
+    """`torch.load` takes weights only; `trust_remote_code` is never switched on here, see policy/load.py. Pickle and
+    the like are ruff's."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, name
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), name
+            if isinstance(node, ast.Dict):
+                said = [ast.unparse(v) for k, v in zip(node.keys, node.values, strict=True) if _says(k)]
+                assert set(said) <= {"False"}, name
+
+
+def _says(key: ast.expr | None) -> bool:
+    return isinstance(key, ast.Constant) and key.value == "trust_remote_code"

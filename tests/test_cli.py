@@ -247,3 +247,12 @@ def test_evaluate_measures_a_run_and_its_checkpoints(llama, tmp_path, capsys, mo
         assert "the checkpoint of step 1" in err
         results.append(json.loads(out))
     assert results[0] == results[1] and results[0]["eval/completion_length"] <= 6
+
+
+def test_messages_do_not_steer_the_terminal(tmp_path, capsys):
+    """What an error quotes from a run is written out, not obeyed."""
+    (tmp_path / "run.json").write_text('{"schema_version": "\\u001b]0;mine\\u0007\\u001b[2J\\u202e"}')
+    assert main(["report", str(tmp_path)]) == 1
+    assert main(["report", str(tmp_path / "\x1b[31m")]) == 1
+    said = capsys.readouterr().err
+    assert "\\x1b" in said and not set("\x1b\x07\u202e") & set(said)

@@ -165,8 +165,9 @@ class Run:
 
     def images(self, names: Sequence[str]) -> dict[str, bytes]:
         """sha256 -> PNG, of those that are there."""
-        paths = {name: self.directory / "images" / f"{name}.png" for name in names}
-        return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+        hexadecimal = [name for name in names if name and not set(name) - set("0123456789abcdef")]  # no other path
+        paths = {name: self.directory / "images" / f"{name}.png" for name in hexadecimal}
+        return {name: store.read_plain(path) for name, path in paths.items() if path.is_file()}
 
     def measure(self, method: Method, rollouts: Rollouts, examples: list[dict], step: int, first: int) -> None:
         """Fill in what the method reads and the record lacks."""

@@ -31,10 +31,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from segpo_core.pictures import as_rgb
+from segpo_core.record.files import (
+    SchemaError,
+    read_plain,
+    read_table,
+    step_files,
+    step_name,
+    step_of,
+    table_bytes,
+    write_atomic,
+)
 
 SCHEMA_VERSION = 1
 log = logging.getLogger(__name__)
@@ -134,48 +143,6 @@ NODE_SCHEMA = pa.schema(
 METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
 
 
-_STEP = re.compile(r"step-(\d{6,9})(?:\.|$)")
-
-
-class SchemaError(ValueError):
-    """The directory is not a run, or was written by another version of the schema."""
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that a reader sees the whole file or none, and a power cut leaves no torn one.
-
-    Raises:
-        OSError: the disk is full or the place cannot be written; nothing is left behind and an older file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file (zstd)."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def step_name(step: int) -> str:
-    """`step-000012`: names sort as numbers do."""
-    return f"step-{step:06d}"
-
-
-def step_of(path: Path) -> int | None:
-    """The step in a name such as `step-000012.rank0.parquet`; None for a name of another kind."""
-    named = _STEP.match(path.name)
-    return int(named[1]) if named else None
-
-
 def nullable(values: Iterable[float]) -> list[float | None]:
     """A list in which NaN, that is 'not assigned', became None."""
     return [None if math.isnan(v) else v for v in values]
@@ -189,6 +156,8 @@ class Recorder:
         self.unwritten: dict[int, dict[str, float]] = {}  #: metrics of steps that wait for their file
         for name in ("metrics", "rollouts", "images", "checkpoints"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            self._sweep()
 
     def start(self, config: dict[str, Any], **facts: Any) -> None:
         """Write `run.json`. Called once, before the first step."""
@@ -203,6 +172,14 @@ class Recorder:
             **facts,
         }
         write_atomic(self.directory / "run.json", json.dumps(manifest, indent=2, default=str).encode())
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of writers that were killed. One of a process that lives is left alone: another
+        rank of this run, say, or `segpo credit`."""
+        for path in self.directory.glob("**/.*.tmp"):
+            writer = re.fullmatch(r"\..*\.(\d{1,9})\.tmp", path.name)
+            if writer and path.is_file() and "checkpoints" not in path.parts and not _lives(int(writer[1])):
+                path.unlink(missing_ok=True)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Write one step's numbers. Those that could not be written are tried again with the next step's."""
@@ -253,6 +230,16 @@ class Recorder:
                 log.warning("step %d: %s were not recorded, training goes on: %s", step, what, error)
 
 
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return process != os.getpid()
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """The image as PNG; the same pixels give the same bytes, so the digest names the picture."""
     sink = io.BytesIO()
@@ -273,18 +260,16 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         SchemaError: there is none, it cannot be read, or it is of another schema version.
     """
     path = Path(directory) / "run.json"
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise SchemaError(f"{path} is no plain file")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_plain(path).decode())
         version = manifest["schema_version"]
     except FileNotFoundError:
         raise SchemaError(f"{directory} is not a run directory: it has no run.json") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SchemaError(f"{path} cannot be read as a run's manifest: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise SchemaError(
-            f"{directory} was written with schema version {version}, this is version {SCHEMA_VERSION}: "
+            f"{directory} was written with schema version {version!r:.40}, this is version {SCHEMA_VERSION}: "
             "open it with the segpo that wrote it (its version stands in run.json under packages)"
         )
     return manifest
@@ -292,18 +277,18 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 def read_metrics(directory: str | Path) -> pa.Table:
     """Every metric recorded so far, [step, name, value], sorted by step. Empty when none is there yet."""
-    tables = [pq.read_table(path, schema=METRIC_SCHEMA) for path in _files(directory, "metrics")]
+    tables = [read_table(path, METRIC_SCHEMA) for path in step_files(directory, "metrics")]
     return pa.concat_tables(tables) if tables else METRIC_SCHEMA.empty_table()
 
 
 def metric_steps(directory: str | Path) -> list[int]:
     """Steps whose metrics are recorded, in order."""
-    return [step_of(path) for path in _files(directory, "metrics")]
+    return [step_of(path) for path in step_files(directory, "metrics", strict=False)]
 
 
 def rollout_steps(directory: str | Path) -> list[int]:
     """Steps whose rollouts are recorded, in order."""
-    return sorted({step_of(path) for path in _files(directory, "rollouts")})
+    return sorted({step_of(path) for path in step_files(directory, "rollouts", strict=False)})
 
 
 def read_rollouts(
@@ -315,11 +300,7 @@ def read_rollouts(
     """
     wanted = None if steps is None else set(steps)
     schema = ROLLOUT_SCHEMA if columns is None else pa.schema([ROLLOUT_SCHEMA.field(name) for name in columns])
-    tables = [
-        pq.read_table(path, schema=schema)
-        for path in _files(directory, "rollouts")
-        if wanted is None or step_of(path) in wanted
-    ]
+    tables = [read_table(path, schema) for path in step_files(directory, "rollouts", wanted)]
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
@@ -327,11 +308,7 @@ def read_nodes(directory: str | Path, steps: Iterable[int] | None = None) -> pa.
     """Recorded nodes of the given steps (default: all), every rank's, as one table of `NODE_SCHEMA`; empty for a method
     that samples no values."""
     wanted = None if steps is None else set(steps)
-    tables = [
-        pq.read_table(path, schema=NODE_SCHEMA)
-        for path in _files(directory, "nodes")
-        if wanted is None or step_of(path) in wanted
-    ]
+    tables = [read_table(path, NODE_SCHEMA) for path in step_files(directory, "nodes", wanted)]
     return pa.concat_tables(tables) if tables else NODE_SCHEMA.empty_table()
 
 
@@ -347,10 +324,9 @@ def read_credit(
     there = sorted(path.name for path in (Path(directory) / "credit").glob("*/"))
     wanted = None if steps is None else set(steps)
     tables = [
-        pq.read_table(path, schema=CREDIT_SCHEMA)
+        read_table(path, CREDIT_SCHEMA)
         for method in (there if methods is None else methods)
-        for path in _files(directory, f"credit/{method}")
-        if wanted is None or step_of(path) in wanted
+        for path in step_files(directory, f"credit/{method}", wanted)
     ]
     return pa.concat_tables(tables) if tables else CREDIT_SCHEMA.empty_table()
 
@@ -358,19 +334,9 @@ def read_credit(
 def forget_after(directory: str | Path, step: int) -> None:
     """Remove metrics, rollouts, nodes and credit of later steps: a run that goes on from `step` makes them again."""
     for kind in ("metrics", "rollouts", "nodes", "credit/*"):
-        for path in _files(directory, kind):
+        for path in step_files(directory, kind):
             if step_of(path) > step:
                 path.unlink()
-
-
-def _files(directory: str | Path, kind: str) -> Iterator[Path]:
-    """Files of steps, in order of the steps. Other names are not ours, and nothing but a plain file is read: a pipe
-    would keep its reader waiting for ever."""
-    found = ((step_of(path), path) for path in Path(directory).glob(f"{kind}/step-*.parquet"))
-    for _, path in sorted((step, path) for step, path in found if step is not None):
-        if not path.is_file():
-            raise SchemaError(f"{path} is no plain file: remove it from the run")
-        yield path
 
 
 def _version(package: str) -> str | None:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segpo_core.policy.sharding import load_optimizer_state
-from segpo_core.record.store import step_name, step_of
+from segpo_core.record.store import read_plain, step_name, step_of
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def save(
     try:
         policy = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
         network.model.save_pretrained(temporary, state_dict=policy)
+        _in_order(temporary / "adapter_config.json")
         processor.save_pretrained(temporary)
         critic = {k: v.contiguous().cpu() for k, v in weights.items() if k.startswith("value_")}
         if critic:
@@ -87,6 +88,16 @@ def save(
     for left in directory.glob(".step-*"):  # of writers that were killed
         shutil.rmtree(left, ignore_errors=True)
     return target
+
+
+def _in_order(path: Path) -> None:
+    """peft writes sets in the order of their hashes, which differs from process to process."""
+    if path.exists():
+        said = json.loads(path.read_text())
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(said.get(name), list):
+                said[name].sort()
+        path.write_text(json.dumps(said, indent=2, sort_keys=True))
 
 
 def remove(path: Path) -> None:
@@ -127,7 +138,7 @@ def latest(directory: Path) -> Path:
 def damage(path: Path) -> str | None:
     """What of a checkpoint is missing or not as it was written; None where it is whole. Reads every byte of it."""
     try:
-        facts = json.loads((path / "trainer.json").read_text())
+        facts = json.loads(read_plain(path / "trainer.json"))
         if not isinstance(facts["step"], int):
             return "trainer.json names no step"
         for name, wanted in facts.get("files", {}).items():
@@ -151,7 +162,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def read_step(path: Path) -> int:
     """The step after which the checkpoint was written."""
-    return json.loads((path / "trainer.json").read_text())["step"]
+    return json.loads(read_plain(path / "trainer.json"))["step"]
 
 
 def load_critic(path: Path, network: nn.Module) -> None:

@@ -417,7 +417,7 @@ def _holds_something(path: Path) -> bool:
     """Whether a path is more than what an interrupted start leaves behind."""
     if path.name == LOCK or path.name.endswith(".tmp"):
         return False
-    return path.is_symlink() or not path.is_dir() or any(path.iterdir())
+    return path.is_symlink() or not path.is_dir() or any(map(_holds_something, path.iterdir()))
 
 
 def train(config: TrainConfig, **kwargs: Any) -> Path:

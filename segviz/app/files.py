@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from stat import S_ISREG
 
+from segpo_core.record.store import step_of
+
 SETTLED = 2.0  #: seconds after which a directory's time stamp can be trusted to tell of the next change
 
 Stamp = tuple[int, int, int]  #: time of change in ns, size, inode
@@ -24,6 +26,9 @@ class Watch:
     def look(self) -> tuple[list[str], list[str]]:
         """(names that are new or changed, names that are gone or changed) since the last look."""
         try:
+            if not self.folder.resolve().is_relative_to(self.root):  # a link; its name in the folder is ""
+                old, self.files, self.links = self.files, {}, [""]
+                return [], list(old)
             stat = self.folder.stat()
             stamp = (stat.st_mtime_ns, stat.st_ino)
             if stamp == self._stamp:
@@ -31,7 +36,7 @@ class Watch:
             found, links = {}, []
             with os.scandir(self.folder) as entries:
                 for entry in entries:
-                    if not (entry.name.startswith("step-") and entry.name.endswith(".parquet")):
+                    if not entry.name.endswith(".parquet") or step_of(Path(entry.name)) is None:
                         continue
                     if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.root):
                         links.append(entry.name)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from segpo_core.record.files import read_table
 from segpo_core.record.store import ROLLOUT_SCHEMA
 from segviz.app.files import Watch
 from segviz.app.kept import Kept
@@ -93,8 +93,9 @@ class Index:
         with self._work:
             self._closed = True
             self._work.notify_all()
-        self._reader.join()
-        self._db.close()
+        self._reader.join(timeout=2.0)  # longer only where it waits for a file that never comes
+        if not self._reader.is_alive():
+            self._db.close()
         self._folder.cleanup()
 
     def refresh(self, place: Place) -> Indexed:
@@ -166,15 +167,10 @@ class Index:
     def _table(self, run: Indexed, name: str) -> pa.Table | None:
         """The light columns of one file; None, and a problem noted, where it cannot be read."""
         try:
-            table = pq.ParquetFile(run.watch.folder / name).read(READ, use_threads=False)
-            columns = [
-                table[name].cast(kind) if name in table.column_names else pa.nulls(len(table), kind)
-                for name, kind in zip(READ, _SCHEMA.types, strict=True)
-            ]
-            return pa.table(columns, schema=_SCHEMA)
+            return read_table(run.watch.folder / name, _SCHEMA)
         except FileNotFoundError:
             return None
-        except (pa.ArrowException, OSError) as error:
+        except (ValueError, OSError) as error:
             run.problems[name] = tidy(f"rollouts/{name} cannot be read (being copied?): {error}")
             return None
 

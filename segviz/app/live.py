@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from segpo_core.record.store import SchemaError
+from segpo_core.record.files import read_table, step_of
+from segpo_core.record.store import ROLLOUT_SCHEMA, SchemaError
 from segviz.app.files import Watch
 from segviz.app.index import Index
 from segviz.app.kept import Kept
@@ -42,10 +43,11 @@ GATHERED = (
 #: Metrics that get a chart of their own here: title -> metric.
 ALONE = {"KL of the step's update": "step_kl", "Groups without signal": "groups_without_signal"}
 
-_NEWEST = (
+_NAMES = (
     "step group sample method reward finished answer_right perception_right error_kind segment_start segment_end "
     "segment_advantage text"
 ).split()
+_NEWEST = pa.schema([ROLLOUT_SCHEMA.field(name) for name in _NAMES])
 
 
 class Live:
@@ -102,15 +104,16 @@ class Live:
 
     def _newest(self, run: ShelfRun, watch: Watch) -> list[dict[str, Any]]:
         """The newest step's most telling completion of each prompt: the one with the largest credit."""
-        last = max((name[:11] for name in watch.files), default="")
-        files = sorted((name, stamp) for name, stamp in watch.files.items() if name.startswith(last))
+        steps = {name: step_of(Path(name)) for name in watch.files}
+        last = max(steps.values(), default=None)
+        files = sorted((name, stamp) for name, stamp in watch.files.items() if steps[name] == last)
 
         def make() -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = []
-            for name, _ in files if last else []:
+            for name, _ in files:
                 try:
-                    table = pq.ParquetFile(watch.folder / name).read(_NEWEST, use_threads=False)
-                except (OSError, pa.ArrowException):  # the index has noted it
+                    table = read_table(watch.folder / name, _NEWEST)
+                except (ValueError, OSError):  # the index has noted it
                     continue
                 rows += table.to_pylist()
             best: dict[int, dict[str, Any]] = {}

@@ -8,8 +8,11 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
@@ -20,6 +23,8 @@ from segviz.app import compare, live, look, playground, rollouts, start  # noqa:
 from segviz.app.server import Desk, serve  # noqa: E402
 
 PORT = 7860
+PATIENCE = 2.0  #: seconds that threads have when the app ends
+AUTH = "SEGPO_AUTH"  #: the environment's USER:PASSWORD
 
 #: The tabs, in order: title, and what fills them.
 TABS = (
@@ -58,10 +63,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("runs", nargs="*", default=["runs"], help="directories of runs, or runs; default: runs")
     parser.add_argument("--port", type=int, help=f"default: {PORT}, or the next one that is free; 0: any")
     parser.add_argument("--share", action="store_true", help="let other machines of the network in; needs --auth")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may come in")
+    parser.add_argument(
+        "--auth", metavar="USER:PASSWORD", help=f"who may come in; @FILE reads it from a file; default: ${AUTH}"
+    )
     parser.add_argument("--open", action="store_true", help="open the browser")
     args = parser.parse_args(argv)
-    auth = _auth(args.auth, args.share)
+    auth = _auth(args.auth or os.environ.pop(AUTH, None), args.share)  # popped: no run that is started here needs it
     listener = _listener("0.0.0.0" if args.share else "127.0.0.1", args.port)
     host = socket.gethostname() if args.share else "127.0.0.1"
     url = f"http://{host}:{listener.getsockname()[1]}/"
@@ -75,21 +82,45 @@ def main(argv: Sequence[str]) -> int:
             webbrowser.open(url)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+    _end_although_waiting()
     return 0
+
+
+def _end_although_waiting() -> None:
+    """A thread that waits for a file (a network file system that hangs) must not keep the process from ending."""
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    until = time.monotonic() + PATIENCE
+    for thread in others:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _auth(said: str | None, share: bool) -> tuple[str, str] | None:
     """(user, password) from the command line."""
     if said is None:
         if share:
-            raise ValueError("--share lets other machines in and needs a password: add --auth USER:PASSWORD")
+            raise ValueError(
+                f"--share lets other machines in and needs a password: set {AUTH}=USER:PASSWORD, or add --auth @FILE, "
+                "or --auth USER:PASSWORD (which everybody on this machine can see in the list of processes)"
+            )
         return None
+    if said.startswith("@"):
+        said = _said_in(Path(said[1:]))
     user, colon, password = said.partition(":")
     if not (user and colon and password):
         raise ValueError("--auth must be USER:PASSWORD, for example --auth ada:correct-horse")
     if share and len(password) < 8:
         raise ValueError("the password of a shared app must have at least 8 characters")
     return user, password
+
+
+def _said_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--auth @{path} cannot be read: {error}") from None
 
 
 def _listener(host: str, port: int | None) -> socket.socket:

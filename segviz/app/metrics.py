@@ -8,9 +8,9 @@ from array import array
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from segpo_core.record.files import read_table
+from segpo_core.record.store import METRIC_SCHEMA
 from segviz.app.files import Watch
 from segviz.runs.run import Series
 from segviz.show.encode import tidy
@@ -56,10 +56,10 @@ class MetricLog:
 
     def _read(self, name: str) -> None:
         try:
-            table = pq.ParquetFile(self._watch.folder / name).read(["step", "name", "value"], use_threads=False)
+            table = read_table(self._watch.folder / name, METRIC_SCHEMA)
         except FileNotFoundError:
             return
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (ValueError, OSError) as error:
             self.problems[name] = tidy(f"metrics/{name} cannot be read (being copied?): {error}")
             return
         for step, metric, value in zip(*(column.to_pylist() for column in table.columns), strict=True):

@@ -5,25 +5,21 @@ Rules that hold for every request stand in `Guard`, around everything, Gradio's 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from segpo_core.record.store import SchemaError
 from segviz.app import look, pages, playground
 from segviz.app.compare import occurrences, prompts
+from segviz.app.guard import Guard
 from segviz.app.index import Index
 from segviz.app.live import Live
 from segviz.app.rollouts import Question, ask
@@ -38,13 +34,6 @@ from segviz.show.view import View
 EXPORTS = "export { h, s, num, signed, visible, known, strip };"
 SCRIPTS = ("core.js", "live.js", "frame.js", "table.js", "compare.js", "scene.js", "playground.js")
 RUNS = 12  #: runs that one question may name
-HERE = ("127.0.0.1", "localhost", "[::1]")
-
-#: Gradio's page runs its own inline scripts; it may still fetch nothing from elsewhere, nor be framed elsewhere.
-POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self'; object-src 'none'; "
-    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
-)
 #: A page of a rollout may not even touch this server's other pages, should a text get out of its place.
 SANDBOX = "sandbox allow-scripts; frame-ancestors 'self'"
 
@@ -90,63 +79,6 @@ def serve(
         enable_monitoring=False, mcp_server=False, show_error=True, max_file_size="20mb", **style,
     )  # fmt: skip
     return Guard(app, auth, shared)
-
-
-class Guard:
-    """ASGI around everything: the password, who is asked as whom, and what answers may do."""
-
-    def __init__(self, app: ASGIApp, auth: tuple[str, str] | None, shared: bool):
-        self.app, self.auth, self.shared = app, auth, shared
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        refusal = self.refusal(Headers(scope=scope), scope.get("path", ""))
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                there = {name.lower() for name, _ in message["headers"]}
-                for name, value in (
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"same-origin"),
-                    (b"cross-origin-resource-policy", b"same-origin"),
-                    (b"content-security-policy", POLICY.encode()),
-                ):
-                    if name not in there:
-                        message["headers"].append((name, value))
-            await send(message)
-
-        await self.app(scope, receive, answer)
-
-    def refusal(self, headers: Headers, path: str) -> Response | None:
-        """The answer to a request that is not let in."""
-        host = headers.get("host", "")
-        if not self.shared and re.sub(r":\d+$", "", host) not in HERE:
-            # a web site whose name was made to point here must not read runs in the reader's name
-            return PlainTextResponse("This app answers to localhost only.", 403)
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return PlainTextResponse("Another web site asked for this in your name; refused.", 403)
-        if self.auth is not None and not self._let_in(headers.get("authorization", "")):
-            return PlainTextResponse(
-                "Name and password, please.", 401, {"WWW-Authenticate": 'Basic realm="SegPO", charset="UTF-8"'}
-            )
-        if "\0" in path:
-            return PlainTextResponse("There is no such page.", 404)
-        return None
-
-    def _let_in(self, said: str) -> bool:
-        kind, _, rest = said.partition(" ")
-        try:
-            given = base64.b64decode(rest, validate=True)
-        except (binascii.Error, ValueError):
-            return False
-        wanted = ":".join(self.auth or ()).encode()
-        return kind.lower() == "basic" and secrets.compare_digest(given, wanted)
 
 
 def _assets(app: FastAPI) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segpo_core.record.store import SchemaError, read_manifest
+from segpo_core.record.store import SchemaError, read_manifest, step_of
 from segviz.app.metrics import MetricLog
 from segviz.runs.run import Rollout, RolloutTable, Run, Series
 from segviz.show.encode import tidy
@@ -102,12 +102,12 @@ class Shelf:
             try:
                 with os.scandir(root) as entries:
                     paths = sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
+                found += [(path, root) for path in paths if inside(path, root) and path.is_dir() and _like_run(path)]
             except OSError:
                 continue
-            found += [(path, root) for path in paths if inside(path, root) and path.is_dir() and _like_run(path)]
         places: dict[str, Place] = {}
         for path, root in found:
-            name = path.name
+            name = printable(path.name)
             while name in places:  # the same name in two directories
                 name = f"{root.parent.name}~{name}" if root == path else f"{root.name}~{name}"
             places[name] = Place(name, path, root)
@@ -159,7 +159,7 @@ class Shelf:
         step, changed = last_step(place.path / "metrics", place.root)
         about = {
             "name": tidy(place.name), "path": tidy(str(place.path)), "method": "", "label": "", "step": step,
-            "planned": None, "changed": changed, "credits": sorted(p.name for p in place.path.glob("credit/*/")),
+            "planned": None, "changed": changed, "credits": credits(place),
         }  # fmt: skip
         if isinstance(manifest, str):
             return about | {"state": "unreadable", "words": tidy(manifest)}
@@ -190,10 +190,21 @@ class Shelf:
         if known is None or known[0] != stamp:
             try:
                 known = (stamp, read_manifest(place.path))
-            except (SchemaError, OSError, UnicodeDecodeError) as error:
+            except (SchemaError, OSError) as error:
                 known = (stamp, str(error))
             self._manifests[place.path] = known
         return known[1]
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be shown and sent: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def credits(place: Place) -> list[str]:
+    """Methods whose credit was computed for a run."""
+    folders = place.path.glob("credit/*/")
+    return sorted(printable(folder.name) for folder in folders if inside(folder, place.root))
 
 
 def inside(path: Path, root: Path) -> bool:
@@ -210,8 +221,8 @@ def last_step(folder: Path, root: Path) -> tuple[int | None, float]:
         if not inside(folder, root):
             return None, 0.0
         changed = folder.stat().st_mtime
-        names = [name for name in os.listdir(folder) if name.startswith("step-") and name.endswith(".parquet")]
-        return (int(max(names)[5:11]) if names else None), changed
+        steps = (step_of(Path(name)) for name in os.listdir(folder) if name.endswith(".parquet"))
+        return max((step for step in steps if step is not None), default=None), changed
     except (OSError, ValueError):
         try:
             return None, folder.parent.stat().st_mtime

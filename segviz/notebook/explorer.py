@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 import ipywidgets
-import pyarrow as pa
 import traitlets
 
 from segviz.notebook.controls import Controls
@@ -94,7 +93,7 @@ class Explorer(ipywidgets.VBox):
         """Open a rollout. One that is not in the list, or cannot be read, is said to be so."""
         try:
             self.rollout, self._problem = self.run.rollout(step, group, sample), ""
-        except (KeyError, OSError, pa.ArrowException) as error:
+        except (KeyError, ValueError, OSError) as error:
             why = error.args[0] if isinstance(error, KeyError) else str(error)
             self.rollout, self._problem = None, f"Rollout {step}/{group}/{sample} cannot be shown: {why}"
         place = self._places.get(f"{step}/{group}/{sample}")

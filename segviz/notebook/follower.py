@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import pyarrow as pa
 import traitlets
 
-from segpo_core.record.store import SchemaError
 from segviz.notebook.listing import PAGE, listing, ordered
 from segviz.parts.credit import key_of
 from segviz.runs.pulse import pulse
@@ -105,7 +103,7 @@ class Follower(ipywidgets.VBox):
             return
         try:
             self.rollout = self.run.rollout(step, group, sample)
-        except (KeyError, OSError, pa.ArrowException) as error:
+        except (KeyError, ValueError, OSError) as error:
             why = str(error.args[0] if isinstance(error, KeyError) else error)
             self._put(self._ribbon, status("unreadable", "✗", "This rollout cannot be shown.", why))
             return
@@ -117,12 +115,12 @@ class Follower(ipywidgets.VBox):
         """Look for new files now and show what they hold."""
         try:
             state, words = self._find()
-        except (SchemaError, OSError, pa.ArrowException) as error:
+        except (ValueError, OSError) as error:
             state, words = "unreadable", str(error)
         if state in ("running", "finished", "stalled") and not self.paused:
             try:
                 self._show_run()
-            except (OSError, pa.ArrowException) as error:
+            except (ValueError, OSError) as error:
                 state, words = "unreadable", str(error)
         self.state = state
         if self.paused:

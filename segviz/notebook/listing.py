@@ -186,7 +186,7 @@ def _texts_with(run: Run, words: str, steps: Sequence[int]) -> set[tuple[int, ..
     columns = [*_IDS, "text"]
     try:
         tables = [read_rollouts(run.path, steps, columns)]
-    except (pa.ArrowException, OSError):  # one of them is torn: each by itself
+    except (ValueError, OSError):  # one of them is torn: each by itself
         tables = [table for step in steps if (table := _readable(run, step, columns)) is not None]
     found: set[tuple[int, ...]] = set()
     for table in tables:
@@ -198,7 +198,7 @@ def _texts_with(run: Run, words: str, steps: Sequence[int]) -> set[tuple[int, ..
 def _readable(run: Run, step: int, columns: list[str]) -> pa.Table | None:
     try:
         return read_rollouts(run.path, [step], columns)
-    except (pa.ArrowException, OSError):
+    except (ValueError, OSError):
         return None
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import ipywidgets
-import pyarrow as pa
 import traitlets
 
 from segviz.runs.rollout import Rollout
@@ -113,7 +112,7 @@ class Tabs(ipywidgets.Tab):
         else:
             try:
                 view = tab.make(*self._source)
-            except (KeyError, ValueError, OSError, pa.ArrowException) as error:
+            except (KeyError, ValueError, OSError) as error:
                 why = error.args[0] if isinstance(error, KeyError) else error
                 view = status("unreadable", "✗", f"No {tab.title.lower()}:", str(why))
         if tab.title in self._widgets:

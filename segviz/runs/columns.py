@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segpo_core.record.store import read_rollouts
+from segpo_core.record.store import SchemaError, read_rollouts
 from segviz.runs.rollout import Rollout
-from segviz.runs.run import Run, unreadable
+from segviz.runs.run import Run
 
 MOST = 4096  #: rollouts that are read of a long run, the latest ones
 
@@ -90,11 +90,11 @@ def _of_run(run: Run, names: list[str], steps: int | Iterable[int] | None) -> li
             break
         try:
             table = read_rollouts(run.path, [step], names)
-        except pa.ArrowInvalid as error:
-            torn = pa.ArrowInvalid(unreadable(f"step {step} of {run.path}", error))
+        except SchemaError as error:
+            torn = error
             if steps is None:  # the others tell enough; `whence` says which is missing
                 continue
-            raise torn from error
+            raise
         columns = [_lists(table[name]) for name in names]
         parts.append([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)])
     rows = [row for part in reversed(parts) for row in part]

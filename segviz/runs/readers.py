@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segpo_core.record.files import open_plain, read_plain
 from segpo_core.record.store import ROLLOUT_SCHEMA
 from segviz.runs.dump import Dump, Finder, listed, unknown_method
 
@@ -86,7 +87,9 @@ def _finder(path: Path, pattern: str, expected: str) -> Finder:
 
 def _trl_rows(file: Path, reward_weights: Mapping[str, float] | None) -> tuple[list[dict[str, Any]], set[str]]:
     try:
-        table = pq.read_table(file)
+        with open_plain(file) as handle:
+            table = pq.read_table(handle)
+        table.validate(full=True)
     except pa.ArrowException as error:
         raise ValueError(f"{file} is not a whole Parquet file: {error}") from error
     if missing := [name for name in _TRL_COLUMNS if name not in table.column_names]:
@@ -113,6 +116,10 @@ def _trl_rows(file: Path, reward_weights: Mapping[str, float] | None) -> tuple[l
         messages, completion = _tidy(raw["prompt"]), _tidy(raw["completion"])
         if raw["step"] is None or messages is None or completion is None:
             raise ValueError(f"{file}, row {number}: step, prompt or completion is null")
+        if not isinstance(raw["step"], int) or not _conversation(messages) or not _conversation(completion):
+            raise ValueError(
+                f"{file}, row {number}: step must be a whole number, prompt and completion texts or lists of messages"
+            )
         if isinstance(completion, list) and len(completion) != 1:
             notes.add("Some completions are several messages (tools, turns): they are shown one after the other.")
         if _pictures(messages):
@@ -135,12 +142,12 @@ def _trl_rows(file: Path, reward_weights: Mapping[str, float] | None) -> tuple[l
 def _verl_rows(file: Path) -> tuple[list[dict[str, Any]], set[str]]:
     named = re.fullmatch(r"(\d+)\.jsonl", file.name)
     rows, groups, notes = [], _Groups(), set()
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(read_plain(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
             raw = json.loads(line)
-        except ValueError as error:  # broken JSON, or bytes that are no text
+        except (ValueError, RecursionError) as error:  # broken JSON, bytes that are no text, or far too deep
             raise ValueError(f"{file}, line {number} is not JSON: {error}") from error
         if not isinstance(raw, dict):
             raise ValueError(f"{file}, line {number} is not a JSON object but {type(raw).__name__}")
@@ -256,6 +263,23 @@ def _content(message: Mapping[str, Any]) -> str:
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content)
     return "\n".join([*([content] if content else []), *calls])
+
+
+def _conversation(value: Any) -> bool:
+    """Whether it is a text, or messages: mappings whose content is a text or a list of parts."""
+    if isinstance(value, str):
+        return True
+    return isinstance(value, list) and all(
+        isinstance(message, dict)
+        and isinstance(message.get("content", ""), str | list)
+        and isinstance(message.get("tool_calls", []), list)
+        and (isinstance(message.get("content", ""), str) or all(map(_part, message["content"])))
+        for message in value
+    )
+
+
+def _part(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text", ""), str)
 
 
 def _pictures(messages: Any) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
+from segpo_core.record.files import read_plain, read_table
 from segpo_core.record.store import (
     METRIC_SCHEMA,
     ROLLOUT_SCHEMA,
@@ -167,10 +168,10 @@ class Run:
         for name, stamp in there.items():
             if name not in known or known[name][0] != stamp:
                 try:
-                    table = pq.read_table(self.path / "metrics" / name, schema=METRIC_SCHEMA)
+                    table = read_table(self.path / "metrics" / name, METRIC_SCHEMA)
                 except FileNotFoundError:  # a resumed run removes later steps
                     continue
-                except (pa.ArrowException, OSError) as error:
+                except (ValueError, OSError) as error:
                     self._problems[name] = f"Metrics in {name} could not be read: {error}"
                     known[name] = (stamp, [])
                     continue
@@ -204,7 +205,7 @@ class Run:
 
         Raises:
             KeyError: it is not recorded; the message says what is.
-            ArrowInvalid, OSError: it cannot be read.
+            SchemaError, OSError: it cannot be read.
         """
         if found := self._whole(step, group, [("sample", "=", sample)]):
             return found[0]
@@ -215,7 +216,7 @@ class Run:
 
         Raises:
             KeyError: it is not recorded; the message says what is.
-            ArrowInvalid, OSError: it cannot be read.
+            SchemaError, OSError: it cannot be read.
         """
         if found := self._whole(step, group):
             return sorted(found, key=lambda rollout: rollout.row["sample"])
@@ -232,7 +233,7 @@ class Run:
         for folder in sorted((self.path / "credit").glob("*/")):
             try:
                 rows = read_credit(self.path, [folder.name], [step]).to_pylist()
-            except (pa.ArrowException, OSError) as error:
+            except (ValueError, OSError) as error:
                 self._problems[f"credit {folder.name} {step}"] = (
                     f"Credit of {folder.name} at step {step} could not be read: {error}"
                 )
@@ -246,12 +247,12 @@ class Run:
         """Rollouts of a group with all of their columns; of `more` pyarrow filters, those that pass."""
         found = []
         for path in sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet")):
-            if not path.is_file():
+            if step_of(path) != step or not path.is_file():
                 continue
-            try:
-                rows = pq.read_table(path, schema=ROLLOUT_SCHEMA, filters=[("group", "=", group), *more]).to_pylist()
-            except pa.ArrowInvalid as error:
-                raise pa.ArrowInvalid(unreadable(path, error)) from error
+            table = read_table(path, ROLLOUT_SCHEMA)
+            for column, _, value in [("group", "=", group), *more]:
+                table = table.filter(pc.equal(table[column], value))
+            rows = table.to_pylist()
             shas = {sha for row in rows for sha in row.get("images") or []}
             pictures = {sha: data for sha in shas if (data := self.image(sha)) is not None}
             for row in rows:
@@ -275,7 +276,7 @@ class Run:
         `segpo_core.record.store.NODE_SCHEMA`. Empty where none were recorded."""
         try:
             rows = read_nodes(self.path, [step]).to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (ValueError, OSError) as error:
             self._problems[f"nodes {step}"] = f"Nodes of step {step} could not be read: {error}"
             return []
         rows = [row for row in rows if group is None or row["group"] == group]
@@ -287,7 +288,7 @@ class Run:
         if not sha or not all(letter in "0123456789abcdef" for letter in sha):
             return None
         try:
-            return (self.path / "images" / f"{sha}.png").read_bytes()
+            return read_plain(self.path / "images" / f"{sha}.png")
         except OSError:
             return None
 
@@ -316,8 +317,8 @@ class Run:
         if step in self._light and self._light[step][0] == files:
             return self._light[step][1]
         try:
-            tables = [pq.read_table(self.path / "rollouts" / name, schema=LIGHT_SCHEMA) for name in files]
-        except (pa.ArrowException, OSError) as error:
+            tables = [read_table(self.path / "rollouts" / name, LIGHT_SCHEMA) for name in files]
+        except (ValueError, OSError) as error:
             self._problems[f"step {step}"] = f"Rollouts of step {step} could not be read: {error}"
             return []
         rows = pa.concat_tables(tables).to_pylist() if tables else []
@@ -332,14 +333,6 @@ class Run:
         self._problems.pop(f"step {step}", None)
         self._light[step] = (files, rows)
         return rows
-
-
-def unreadable(path: str | Path, error: Exception) -> str:
-    """What to tell about a file that is no whole Parquet file."""
-    return (
-        f"{path} could not be read: {error} If it is being written or copied, try again in a moment; else it is "
-        "damaged, and the other steps can still be opened."
-    )
 
 
 def open(path: str | Path) -> Run:  # noqa: A001 - `sv.open` is what people will look for

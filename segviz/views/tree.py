@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from segviz.parts.credit import signed
 from segviz.parts.heading import pictures, prompt_of
 from segviz.runs.rollout import Rollout
@@ -42,7 +40,7 @@ def tree(run: Run, step: int, group: int, title: str = QUESTION) -> View:
     notices = []
     try:
         rollouts = run.group(step, group)
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, OSError) as error:
         rollouts = []
         notices.append(f"Rollouts of step {step} could not be read, so there are no texts: {error}")
     rows = run.nodes(step, group)

@@ -36,10 +36,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def serving(*arguments):
+def serving(*arguments, **environment):
     """The real app in a process of its own: (its address as host:port, the process)."""
     command = [sys.executable, "-m", "segpo_core.cli", "app", *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
     try:
         said = ""
         while not (found := re.search(r"app at http://([^/]+)/", said)):
@@ -160,6 +160,11 @@ def test_nothing_outside_is_read_through_links(tmp_path, index):
     with pytest.raises(Missing, match="credit is a link"):
         shelf.open("mine")
     (mine / "credit").unlink()
+    os.rename(mine / "rollouts", mine / "own")
+    (mine / "rollouts").symlink_to(secret / "rollouts")
+    time.sleep(0.3)  # the index looks no more often
+    answer = read_all(shelf, index, run="mine")
+    assert not answer["rows"] and "leads outside" in answer["problems"][0]
     (mine / "run.json").unlink()
     (mine / "run.json").symlink_to(secret / "run.json")
     assert shelf.described()[0]["state"] == "unreadable"
@@ -419,7 +424,7 @@ def test_only_this_machine_by_its_own_name_may_ask(address):
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", ""):
         assert get(address, "/segpo/api/runs", Host=host)[0] == 403
     assert get(address, "/segpo/api/runs", Origin=f"http://{address}")[0] == 200
-    for origin in ("http://evil.example", "null", f"http://{address}.evil.example", "file://"):
+    for origin in ("http://evil.example", "null", f"http://{address}.evil.example", "file://", f"https://{address}"):
         assert get(address, "/segpo/api/runs", Origin=origin)[0] == 403
         assert get(address, "/gradio_api/info", Origin=origin)[0] == 403
     headers = get(address, "/")[1]
@@ -451,8 +456,11 @@ def test_questions_with_a_mistake_are_answered_in_words(address):
     assert status == 400 and answer["error"].startswith("sort is 'length': it must be one of step, reward, tokens")
 
 
-def test_a_shared_app_needs_its_password_for_everything(runs):
-    with serving(runs, "--auth", "ada:correct horse") as (address, process):
+@pytest.mark.parametrize("way", ["flag", "file", "environment"])
+def test_a_shared_app_needs_its_password_for_everything(runs, tmp_path, way):
+    (tmp_path / "who").write_text("ada:correct horse\n")
+    flags = {"flag": ["--auth", "ada:correct horse"], "file": ["--auth", f"@{tmp_path / 'who'}"]}.get(way, [])
+    with serving(runs, *flags, SEGPO_AUTH="ada:correct horse" if way == "environment" else "") as (address, process):
         good = "Basic " + b64encode(b"ada:correct horse").decode()
         for path in (
             "/",
@@ -474,7 +482,8 @@ def test_a_shared_app_needs_its_password_for_everything(runs):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--share"], "needs a password: add --auth USER:PASSWORD"),
+        (["--share"], "needs a password: set SEGPO_AUTH=USER:PASSWORD, or add --auth @FILE"),
+        (["--share", "--auth", "@nowhere"], "--auth @nowhere cannot be read"),
         (["--share", "--auth", "ada"], "must be USER:PASSWORD"),
         (["--share", "--auth", "ada:short"], "at least 8 characters"),
         (["--port", "70000"], "0 to 65535"),
@@ -483,6 +492,74 @@ def test_a_shared_app_needs_its_password_for_everything(runs):
 def test_what_would_be_unsafe_is_refused(flags, words, tmp_path, capsys):
     assert main(["app", str(tmp_path), *flags]) == 1
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def send(address, path, size, chunked):
+    """Status of a POST of `size` bytes; what the server does not read any more is not sent."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(size))))
+        connection.endheaders()
+        try:
+            for _ in range(0, size, 65536):
+                connection.send((b"10000\r\n" if chunked else b"") + b"1" * 65536 + (b"\r\n" if chunked else b""))
+            connection.send(b"0\r\n\r\n" if chunked else b"")
+        except OSError:  # it has closed the door
+            pass
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_no_route_takes_a_body_of_any_size(address, chunked):
+    for path in (
+        "/gradio_api/queue/join", "/gradio_api/call/start", "/gradio_api/api/start", "/gradio_api/run/predict",
+        "/gradio_api/call/v2/start", "/gradio_api/reset", "/gradio_api/cancel", "/queue/join", "/call/start",
+        "/segpo/api/play/ask", "/segpo/api/trainer/stop", "/segpo/api/runs",
+    ):  # fmt: skip
+        assert send(address, path, 2**22, chunked) in (400, 404, 405, 413), path
+    assert send(address, "/segpo/api/play/picture", 2**25, chunked) == 413
+
+
+def test_routes_that_no_tab_uses_are_closed(address):
+    for front in ("", "/gradio_api"):
+        assert send(address, f"{front}/upload", 100, False) == 404
+        for path in (
+            "upload_progress?upload_id=1",
+            "proxy=http://127.0.0.1:1/",
+            "monitoring",
+            "profiling/traces",
+            "login",
+        ):
+            assert get(address, f"{front}/{path}")[0] == 404, path
+
+
+def test_one_bad_run_stops_nothing(tmp_path):
+    """Pipes where files belong, a folder whose name is no text: told, and the other run is there as ever."""
+    good = write_run(tmp_path / "good", steps=2)
+    for name, file in (
+        ("a", "rollouts/step-000001.rank0.parquet"), ("b", "metrics/step-000001.parquet"), ("c", "run.json"),
+        ("e", f"images/{next((good / 'images').iterdir()).name}"),
+    ):  # fmt: skip
+        shutil.copytree(good, tmp_path / name)
+        (tmp_path / name / file).unlink()
+        os.mkfifo(tmp_path / name / file)
+    shutil.copytree(good, tmp_path / "d\udcff")
+    with serving(tmp_path) as (address, process):
+        runs = {run["name"]: run for run in json.loads(get(address, "/segpo/api/runs")[2])["runs"]}
+        assert set(runs) == {"good", "a", "b", "c", "d\ufffd", "e"} and runs["c"]["state"] == "unreadable"
+        for name in runs:
+            status, answer = told(address, "rollouts", run=name)
+            assert status == 200 and (answer["rows"] or name == "a"), name
+            assert get(address, f"/segpo/api/live?run={quote(name)}")[0] == 200
+            assert get(address, f"/view/{quote(name)}/rollout/1/0/0")[0] == (404 if name in "ac" else 200), name
+        status, answer = told(address, "rollouts", run="nope")
+        assert status == 404 and "d\ufffd" in answer["error"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 def test_a_port_that_is_taken_is_said(address, tmp_path, capsys):

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import nbformat
-import pyarrow.parquet
 import pytest
 import traitlets
 from nbconvert import HTMLExporter
 
 import segviz as sv
+from segpo_core.record.files import read_table
 from segpo_core.record.store import Recorder, SchemaError, read_rollouts
 from segviz.notebook.listing import COLUMNS, PAGE, VERDICTS, Filter, listing, narrow, ordered
 from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
@@ -504,9 +504,9 @@ def test_what_cannot_be_followed_is_said_at_once(tmp_path):
 def test_only_changed_metrics_files_are_read_again(tmp_path, monkeypatch):
     path = write_run(tmp_path / "run", steps=6, rollouts=False)
     run, read = sv.open(path), []
-    real = pyarrow.parquet.read_table
+    real = read_table
     monkeypatch.setattr(
-        "pyarrow.parquet.read_table", lambda file, **k: (read.append(Path(file).name), real(file, **k))[1]
+        "segviz.runs.run.read_table", lambda file, schema: (read.append(Path(file).name), real(file, schema))[1]
     )
     assert run.metrics == sv.open(path).metrics and len(read) == 14
     read.clear()

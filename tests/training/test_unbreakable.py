@@ -225,3 +225,45 @@ def test_checkpoints_are_removed_under_another_name(model, tmp_path, monkeypatch
     assert seen and all(name.startswith(".") for name in seen)
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-000003", "step-000004"]
     assert torch.load(tmp_path / "run" / "checkpoints" / "step-000004" / "optimizer.pt", weights_only=True)
+
+
+def test_leftovers_of_killed_writers_go(model, tmp_path):
+    """Temporary files of processes that are gone; those of a process that lives stay."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    run = tmp_path / "run"
+    for place in ("metrics", "rollouts", "images", "credit/rloo"):
+        (run / place).mkdir(parents=True)
+        (run / place / f".step-000001.parquet.{dead.pid}.tmp").touch()
+        (run / place / f".step-000001.parquet.{os.getppid()}.tmp").touch()
+    (run / "trainer.lock").touch()
+    shutil.rmtree(run / "credit")
+    trainer(model, run, max_steps=1).run()
+    left = [path.name for path in run.rglob("*.tmp")]
+    assert set(left) == {f".step-000001.parquet.{os.getppid()}.tmp"} and len(left) == 3
+
+
+def test_copies_among_the_steps_are_not_read(model, tmp_path):
+    run = trainer(model, tmp_path / "run", max_steps=1).run()
+    whole = store.read_rollouts(run)
+    for name in (
+        "step-000001.copy.parquet",
+        "step-000001 (1).parquet",
+        "step-000001.rank0.parquet.bak",
+        "step-1.parquet",
+    ):
+        shutil.copy(run / "rollouts" / "step-000001.rank0.parquet", run / "rollouts" / name)
+    (run / "rollouts" / "step-000007.rank0.parquet").mkdir()
+    assert store.rollout_steps(run) == [1] and store.read_rollouts(run, [1]).equals(whole)
+    assert store.step_of(Path("step-1000000.parquet")) == 1_000_000
+
+
+def test_an_adapters_checkpoint_is_the_same_in_every_process(model, problems, tmp_path):
+    """peft keeps module names in a set, whose order differs from process to process."""
+    said = []
+    for seed in "01":
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
+        flags = command(model, problems, tmp_path / seed, "--use-peft", "--max-steps", "1")
+        subprocess.run(flags, env=env, check=True, capture_output=True)
+        said.append((tmp_path / seed / "checkpoints" / "step-000001" / "adapter_config.json").read_bytes())
+    assert said[0] == said[1]
