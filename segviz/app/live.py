@@ -105,7 +105,7 @@ class Live:
     def _newest(self, run: ShelfRun, watch: Watch) -> list[dict[str, Any]]:
         """The newest step's most telling completion of each prompt: the one with the largest credit."""
         steps = {name: step_of(Path(name)) for name in watch.files}
-        last = max(steps.values(), default=None)
+        last = max((step for step in steps.values() if step is not None), default=None)
         files = sorted((name, stamp) for name, stamp in watch.files.items() if steps[name] == last)
 
         def make() -> list[dict[str, Any]]:
