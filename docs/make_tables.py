@@ -56,26 +56,29 @@ def settings(owner: type) -> str:
     return "\n".join(rows) + "\n" if len(rows) > 2 else f"No setting of its own: those of `{parent.__name__}`.\n"
 
 
-#: Models of the usual sizes: parameters, and the share that a LoRA adapter of rank 16 on all linear layers adds.
-SIZES = {"3B": (3e9, 0.010), "7B": (7e9, 0.006), "32B": (32e9, 0.004)}
-GIB = 2**30
+#: Text models of the usual sizes: layers, width, width of keys and values, width of the MLP, words, whether the
+#: embedding is also the last layer.
+SIZES = {
+    "3B": (36, 2048, 256, 11008, 151_936, True),
+    "7B": (28, 3584, 512, 18944, 152_064, False),
+    "32B": (64, 5120, 1024, 27648, 152_064, False),
+}
+GPUS, RANK = 8, 16
 
 
 def memory() -> str:
-    """GiB of what stays in memory: weights, gradients, AdamW's two moments. Activations and the cache come on top.
-
-    Full: float32 masters, gradients and moments (16 bytes a parameter), with bfloat16 the copy to compute with and its
-    gradient (4 more), as `dtype` in TrainConfig says. LoRA: 2 bytes a parameter of the model in bfloat16, 16 for each of
-    the adapter. FSDP2 divides all of it by the number of GPUs.
-    """
+    """GiB that stay on each GPU: weights, gradients, AdamW's two moments. Activations and the cache come on top."""
     rows = [
-        "| model | all weights, float32 | all weights, bfloat16 | a GPU, of 8 with FSDP2 | LoRA r 16, bfloat16 | a reference model more |",
-        "|---|---|---|---|---|---|",
+        f"| model | parameters | float32: 16 | bfloat16: 20 | bfloat16, FSDP2 on {GPUS}: 2 + 16/{GPUS} "
+        f"| LoRA, rank {RANK}: 2 + 16 an adapter's | a reference more: 2 |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, (n, adapter) in SIZES.items():
-        full, mixed = 16 * n, 20 * n
-        cells = (full, mixed, mixed / 8, 2 * n + 16 * adapter * n, 2 * n)
-        rows.append(f"| {name} | " + " | ".join(f"{cell / GIB:.0f}" for cell in cells) + " |")
+    for name, (layers, width, kv, mlp, words, tied) in SIZES.items():
+        linear = [(width, width), (width, kv), (width, kv), (width, width), (width, mlp), (width, mlp), (mlp, width)]
+        n = layers * sum(a * b for a, b in linear) + words * width * (1 if tied else 2)
+        adapter = layers * RANK * sum(a + b for a, b in linear)
+        cells = (16 * n, 20 * n, (2 + 16 / GPUS) * n, 2 * n + 16 * adapter, 2 * n)
+        rows.append(f"| {name} | {n / 1e9:.1f} × 10⁹ | " + " | ".join(f"{cell / 2**30:.0f}" for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
 
