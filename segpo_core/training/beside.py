@@ -83,8 +83,9 @@ def outcome(directory: Path) -> dict[str, tuple[str, str]]:
     told["tokens computed for sampling and values"] = ("", f"{computed:,.0f}" if computed else "")
     seconds = sum(value for _, value in series.get("time/step", []))
     told["seconds of training"] = ("", f"{seconds:.0f}" if seconds else "")
-    rate, number = blame_rate(read_rollouts(directory, columns=list(BLAMED)).to_pylist())
-    told["most blamed token is in the first true error"] = ("", f"{rate:.2f} of {number}" if number else "")
+    rate, chance, named, known = blame_rate(read_rollouts(directory, columns=list(BLAMED)).to_pylist())
+    said = f"{rate:.2f} of {named:,} (chance {chance:.2f})" if named else "names no place" if known else ""
+    told["most blamed place holds the first true error"] = ("", said)
     return told
 
 

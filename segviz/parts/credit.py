@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from segpo_core.record.blame import Blame, blame
 from segviz.runs.rollout import Rollout
 from segviz.show.encode import tidy
 
@@ -43,62 +43,6 @@ def token_credit(rollout: Rollout) -> np.ndarray:
         for (start, end), value in zip(rollout.segments, segment_credit(rollout), strict=True):
             tokens[start:end] = [value] * (end - start)
     return np.array([np.nan if x is None or not ok else x for x, ok in zip(tokens, in_loss, strict=True)], dtype=float)
-
-
-@dataclass(frozen=True)
-class Blame:
-    """The most blamed place of a completion, held against its first true error."""
-
-    start: int | None  #: its first token; None where no place is named: nothing below zero, or all places alike
-    end: int | None
-    credit: float | None  #: what it got
-    by_token: bool  #: whether the places are tokens: credit differs inside a segment
-    places: int  #: places that got credit
-    tied: int  #: places with this lowest credit; `start` is the first of them
-    hit: (
-        float | None
-    )  #: 1 where it holds the error, 0 where not, a share where only some of the tied do; None: no error
-    chance: float | None  #: share of all places that hold the error: `hit` if the same credit were dealt out blindly
-
-
-def blame(credit: np.ndarray, spans: np.ndarray, error: tuple[int, int] | None = None) -> Blame:
-    """What is blamed most, does it hold the first true error, and what would chance be.
-
-    Judged at the resolution at which credit was assigned: segments where it is the same within each of them (of the
-    tokens that got any), else the tokens that got any. A mean over a segment would hide where its blame lies.
-
-    Args:
-        credit: float [T], NaN (or infinite) where a token got none.
-        spans: int [M, 2], the segments, covering every token once.
-        error: (start, end) in tokens, end exclusive.
-    """
-    credit = np.where(np.isfinite(credit), credit, np.nan)
-    scale = np.nanmax(np.abs(credit), initial=0)
-    alike = 1e-6 * scale  # recorded as float32
-    starts, ends = (spans[:, 0], spans[:, 1]) if len(spans) else (np.zeros(0, int), np.zeros(0, int))
-    low = np.fmin.reduceat(credit, starts) if len(spans) else np.zeros(0)
-    high = np.fmax.reduceat(credit, starts) if len(spans) else np.zeros(0)
-    by_token = bool((high - low > alike).any())
-    if by_token:
-        starts, low = np.arange(len(credit)), credit
-        ends = starts + 1
-    there = np.isfinite(low)
-    whole = bool(there.all())
-    starts, ends, low = starts[there], ends[there], low[there]
-    hit = chance = None
-    holds = (starts < error[1]) & (error[0] < ends) if error else None
-    if error and len(low):
-        chance = float(holds.mean())
-    lowest = low.min(initial=0)
-    worst = low <= lowest + alike
-    if lowest == 0 or (whole and worst.all()):  # the same everywhere names no place
-        return Blame(None, None, None, by_token, len(low), 0, None, chance)
-    first = int(worst.argmax())
-    if error:
-        hit = float(holds[worst].mean())
-    return Blame(
-        int(starts[first]), int(ends[first]), float(low[first]), by_token, len(low), int(worst.sum()), hit, chance
-    )
 
 
 def blamed(rollout: Rollout) -> Blame:

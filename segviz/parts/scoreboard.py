@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from segviz.parts.credit import Blame, blame
-from segviz.runs.columns import Rollouts, Row, rollout_columns, spans, whence
+from segpo_core.record.blame import Blame, blame_of
+from segviz.runs.columns import Rollouts, rollout_columns, whence
 from segviz.show.statistics import wilson
 
 COLUMNS = (
@@ -32,7 +30,7 @@ def scoreboard(source: Rollouts) -> dict[str, Any] | None:
         then one for each kind that there is. Shares are None where no place is named.
     """
     rows = [row for row in rollout_columns(source, COLUMNS) if row["answer_right"] is False]
-    found = [(row["error_kind"], one) for row in rows if (one := _judged(row)) is not None]
+    found = [(row["error_kind"], one) for row in rows if (one := blame_of(row)) is not None]
     if not found:
         return None
     lines = [_line("all errors", [one for _, one in found])]
@@ -56,27 +54,6 @@ def sentence(board: dict[str, Any]) -> str:
     if left := every["wrong"] - every["named"]:
         said += f" In {left:,} more nothing is blamed above the rest."
     return said
-
-
-def _judged(row: Row) -> Blame | None:
-    """A wrong completion's blame; None where its error or its credit is not known."""
-    credit, start = row["advantages"], row["error_start"]
-    if start is None:
-        return None
-    if credit is None:
-        per_segment, ends = row["segment_advantage"], row["segment_end"]
-        if per_segment is None or ends is None or len(per_segment) != len(ends):
-            return None
-        credit = np.repeat(per_segment, np.diff(ends, prepend=0).astype(int))
-    credit, total, mask = np.array(credit, float), len(credit), row["loss_mask"]
-    if not 0 <= start < total:
-        return None
-    if mask is not None and len(mask) == total:
-        credit[~(np.array(mask, float) == 1)] = np.nan
-    if not np.isfinite(credit).any():
-        return None
-    end = min(total, max(start + 1, row["error_end"] or 0))
-    return blame(credit, spans(row, total), (int(start), int(end)))
 
 
 def _line(label: str, found: Sequence[Blame]) -> dict[str, Any]:

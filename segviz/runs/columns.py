@@ -47,16 +47,6 @@ def rollout_columns(source: Rollouts, names: Sequence[str], steps: int | Iterabl
     return rows
 
 
-def spans(row: Row, total: int) -> np.ndarray:
-    """(start, end) of each segment in tokens, int [M, 2]: as recorded, else from `segment_ids`, else one for all."""
-    starts, ends, ids = (row.get(name) for name in ("segment_start", "segment_end", "segment_ids"))
-    if starts is not None and ends is not None and len(starts) == len(ends):
-        return np.stack([starts, ends], axis=1).astype(int)
-    cuts = np.flatnonzero(np.diff(ids)) + 1 if ids is not None and len(ids) == total else np.zeros(0, int)
-    edges = np.concatenate([[0], cuts, [total]])
-    return np.stack([edges[:-1], edges[1:]], axis=1) if total else np.zeros((0, 2), int)
-
-
 def whence(rows: Sequence[Row], source: Rollouts, asked: int | Iterable[int] | None = None) -> str:
     """Which rollouts these are, in words: "steps 1 to 60, 3,840 rollouts"; with `source` and `asked` as they were given
     to `rollout_columns`, also which steps of a run could not be read."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from segviz.runs.columns import Row, spans
+from segpo_core.record.blame import spans
+from segviz.runs.columns import Row
 
 #: Columns that `evidence` reads.
 COLUMNS = (

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from segpo_core.record.blame import spans
 from segviz.parts.credit import signed
-from segviz.runs.columns import Row, rollout_columns, spans
+from segviz.runs.columns import Row, rollout_columns
 from segviz.runs.run import Run
 from segviz.show.encode import escape, floats, pack, tidy
 from segviz.show.statistics import equal_count_bins, wilson

@@ -127,15 +127,7 @@ def guide(run: Run) -> list[dict[str, Any]]:
         rows = rollout_columns(run, BLAMED)
     except (ValueError, OSError):
         return []
-    wrong = [_as_recorded(row) for row in rows if row["answer_right"] is False and row["advantages"] is not None]
-    return [{"kind": kind, "key": key, "why": _explained(run.rollout(*key))} for kind, key in tour(wrong).items()]
-
-
-def _as_recorded(row: dict[str, Any]) -> dict[str, Any]:
-    """Lists again, None where a number is missing."""
-    credit = [None if x is None or math.isnan(x) else float(x) for x in row["advantages"]]
-    mask = None if row["loss_mask"] is None else [bool(x) for x in row["loss_mask"]]
-    return row | {"advantages": credit, "loss_mask": mask}
+    return [{"kind": kind, "key": key, "why": _explained(run.rollout(*key))} for kind, key in tour(rows).items()]
 
 
 def _explained(rollout: Rollout) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import segviz as sv
-from segviz.parts.credit import blame, blamed
+from segpo_core.record.blame import blame
+from segviz.parts.credit import blamed
 from tests.fakes.fake_run import row
 
 NAN = math.nan

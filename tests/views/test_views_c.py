@@ -14,8 +14,9 @@ import pytest
 from plotly.subplots import make_subplots
 
 import segviz as sv
+from segpo_core.record.blame import spans
 from segpo_core.record.store import Recorder
-from segviz.runs.columns import rollout_columns, spans
+from segviz.runs.columns import rollout_columns
 from segviz.runs.evidence import COLUMNS, evidence, samples_behind
 from segviz.show.figures import DIVERGING, Figure, diverging, finish
 from segviz.show.statistics import (
