@@ -1,5 +1,6 @@
 """The benchmark of credit: orderings that must hold on the truth that ships, and what the command says."""
 
+import importlib.util
 import json
 
 import pytest
@@ -206,6 +207,31 @@ def test_a_runs_own_policy_and_task(recorded, tmp_path, capsys):
 def test_a_runs_foreign_rewards_are_not_loaded_unasked(recorded, capsys):
     assert main(["bench-credit", "--run", str(recorded), "oracle"]) == 1
     assert "--trust-code" in capsys.readouterr().err
+
+
+def test_what_shipped_was_checked():
+    found = json.loads((DIRECTORY / "check.json").read_text())
+    everything = found["against_plain_sampling"]["all"]
+    assert everything["states"] >= 100
+    assert abs(everything["bias"]) < 3 * everything["bias_stderr"]
+    assert everything["rms"] < 1.2 * everything["rms_expected"]
+    assert found["second_draw"]["pearson"] > 0.99
+
+
+def test_the_training_of_a_critic_is_no_cost_of_a_completion(truths, monkeypatch):
+    monkeypatch.setattr(critics, "PROBLEMS", 2)
+    each = truths[0].select(torch.arange(4))
+    assert arms.judged("ppo updates=2", each).tokens == 0
+    assert each.pool is not None
+
+
+def test_the_page_is_made_of_what_was_recorded():
+    spec = importlib.util.spec_from_file_location("page", ROOT / "benchmarks" / "credit" / "page.py")
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    text, picture = page.page()
+    assert text == (ROOT / "benchmarks" / "CREDIT.md").read_text() and "[[" not in text
+    assert picture == (ROOT / "docs" / "credit.svg").read_text()
 
 
 def test_names_of_arms_parse():

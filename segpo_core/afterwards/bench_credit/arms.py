@@ -52,12 +52,13 @@ METHOD_ARMS = (
 CRITICS = (
     "ppo", "vcppo", "sapo", "sapo lam=0.8", "sapo lam=0", "sapo updates=300", "sapo updates=300 lam=0.8",
     "ppo updates=300", "ppo updates=300 lam=0.8",
+    "sapo critic_learning_rate=1e-3 updates=300", "sapo critic_learning_rate=1e-3 updates=300 lam=0.8",
+    "sapo critic_learning_rate=1e-3 updates=1000", "sapo critic_learning_rate=1e-3 updates=1000 lam=0.8",
 )  # fmt: skip
-#: Critics with a backbone of their own, and trees: slow.
-SLOW = (
-    "sapo critic=model critic_learning_rate=5e-4", "sapo critic=model critic_learning_rate=5e-4 lam=0.8",
-    "sapo critic=model critic_learning_rate=5e-4 updates=300",
-    "sapo critic=model critic_learning_rate=5e-4 updates=300 lam=0.8",
+#: Critics with a backbone of their own: slow.
+SLOW = tuple(
+    f"sapo critic=model critic_learning_rate=5e-4{updates}{lam}" for updates in ("", " updates=300")
+    for lam in ("", " lam=0.8")
 )  # fmt: skip
 TREES = ("spo_tree branch=(4,4)", "treerl branch=(4,4)")
 SAMPLED = ("sampled n=4", "sampled n=9", "sampled n=64")
@@ -130,15 +131,17 @@ class Counter:
 def judged(arm: str, truth: Truth, seed: int = 0, with_gradient: bool = False) -> Judged:
     """What an arm says of the completions of one policy; `seed` names what it draws."""
     name, settings = parse(arm)
-    if name in METHODS and isinstance(method := method_of(name, settings)[0], SPOTree):
+    method, updates = (None, 0) if name in OTHERS else method_of(name, settings)
+    if isinstance(method, SPOTree):
         return _trees(method, truth, seed)
-    sampler = truth.policy.sampler
+    if method is not None and method.uses_critic:
+        critic_of(method, updates, truth)  # its training is no cost of these completions
+    sampler, extra = truth.policy.sampler, 0
     begin, before = time.perf_counter(), sampler.tokens_computed
-    extra = 0
-    if name in OTHERS:
+    if method is None:
         credit, z, states = _other(name, settings, truth, seed)
     else:
-        credit, z, states, extra = _method(*method_of(name, settings), truth, seed)
+        credit, z, states, extra = _method(method, updates, truth, seed)
     size = len(credit)
     tokens, seconds = (sampler.tokens_computed - before + extra) / size, (time.perf_counter() - begin) / size
     along = float("nan")
@@ -171,6 +174,10 @@ def _other(name: str, settings: dict[str, str], truth: Truth, seed: int) -> tupl
     return credit, z, states
 
 
+def critic_of(method: Method, updates: int, truth: Truth) -> Tensor:
+    return critic_values(truth, method.critic, updates, method.critic_rate)
+
+
 def _method(method: Method, updates: int, truth: Truth, seed: int) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """(credit, segment ids, values, tokens of scoring passes beyond sampling) of a method.
 
@@ -178,7 +185,7 @@ def _method(method: Method, updates: int, truth: Truth, seed: int) -> tuple[Tens
     rollouts = replace(truth.rollouts, old_logprobs=truth.rollouts.sampled_logprobs)
     policy, counter = truth.policy, None
     if method.uses_critic:
-        rollouts.values = critic_values(truth, method.critic, updates, method.critic_rate)
+        rollouts.values = critic_of(method, updates, truth)
     if isinstance(method, ChainMethod):
         method.estimate(policy.sampler, truth.prompts, rollouts, truth.reward_of, (seed, 7), 0)
     if method.uses_contrasts or method.uses_image_contrast:
