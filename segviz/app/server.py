@@ -30,8 +30,8 @@ from segviz.show.encode import escape, plain_json
 from segviz.show.theme import css, script
 from segviz.show.view import View
 
-#: What our own scripts use of the renderer, besides `render`.
-EXPORTS = "export { h, s, num, signed, visible, known, strip };"
+#: What our own scripts use of the renderer.
+EXPORTS = "export { render, h, s, num, signed, visible, known, strip };"
 SCRIPTS = ("core.js", "live.js", "frame.js", "table.js", "compare.js", "scene.js", "playground.js")
 RUNS = 12  #: runs that one question may name
 #: A page of a rollout may not even touch this server's other pages, should a text get out of its place.

@@ -15,7 +15,7 @@ from segviz.notebook.tabs import Tabs
 from segviz.parts.credit import key_of
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
-from segviz.show.widget import ViewWidget, with_fallback
+from segviz.show.widget import ViewWidget, display, with_still
 
 
 class Explorer(ipywidgets.VBox):
@@ -48,13 +48,14 @@ class Explorer(ipywidgets.VBox):
         self._back.on_click(lambda _: self.step(-1))
         self._forth.on_click(lambda _: self.step(1))
         self._again.on_click(lambda _: self.refresh())
-        self._chooser = ipywidgets.Dropdown(
-            description="run", options=[(f"{r.name}, {r.method_label}", i) for i, r in enumerate(self.runs)]
-        )
-        self._chooser.observe(lambda change: self._use(self.runs[change["new"]]), "value")
+        self._chooser = None
+        if len(self.runs) > 1:
+            named = [(f"{r.name}, {r.method_label}", i) for i, r in enumerate(self.runs)]
+            self._chooser = ipywidgets.Dropdown(description="run", options=named)
+            self._chooser.observe(lambda change: self._use(self.runs[change["new"]]), "value")
         buttons = ipywidgets.HBox([self._back, self._forth, self._again])
         parts = [self._controls.box, self._list, buttons, self._tabs]
-        super().__init__([self._chooser, *parts] if len(self.runs) > 1 else parts)
+        super().__init__([self._chooser, *parts] if self._chooser else parts)
         self.add_class("segviz-whole")
         traitlets.link((self, "selection"), (self._tabs, "selection"))
         self._load()
@@ -172,4 +173,7 @@ class Explorer(ipywidgets.VBox):
             self._open_row(min(max(0, here + wish["step"]), len(self.rows) - 1))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return with_fallback(super()._repr_mimebundle_(**kwargs), self._list.view.fallback + self._tabs.fallback)
+        return with_still(super()._repr_mimebundle_(**kwargs), self._list.view.fallback + self._tabs.fallback)
+
+    def _ipython_display_(self) -> None:
+        display(self, *self._repr_mimebundle_())

@@ -18,7 +18,7 @@ from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
 from segviz.show.status import status
 from segviz.show.view import View
-from segviz.show.widget import ViewWidget, with_fallback
+from segviz.show.widget import ViewWidget, display, with_still
 from segviz.views.board import board
 from segviz.views.ribbon import ribbon
 
@@ -235,7 +235,10 @@ class Follower(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         shown = "".join(widget.view.fallback for widget in (self._status, self._board, self._list, self._ribbon))
-        return with_fallback(super()._repr_mimebundle_(**kwargs), shown)
+        return with_still(super()._repr_mimebundle_(**kwargs), shown)
+
+    def _ipython_display_(self) -> None:
+        display(self, *self._repr_mimebundle_())
 
 
 def _span(seconds: float) -> str:

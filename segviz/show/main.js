@@ -13,8 +13,9 @@ DRAW.together = drawTogether;
  * Draws into `el`.
  *
  *   render({ el, data, host })    in a page; `host` as in Bus       render({ model, el })    in a notebook widget
+ *   render({ el, data, notebook: true })    in a notebook without a kernel
  */
-export async function render({ model, el, data, host }) {
+async function render({ model, el, data, host, notebook }) {
   el.classList.add("segviz");
   const make = model ? widgetHost(model) : { host };
   let bus = null, turn = 0, before = {};
@@ -41,8 +42,11 @@ export async function render({ model, el, data, host }) {
     if (bus.last) bus.select({ ...bus.last, from: null }, true);  // drawn anew: what was chosen stays chosen
     back();
   };
-  if (!model) return draw(() => data);
-  el.classList.add("in-notebook");
+  if (model || notebook) el.classList.add("in-notebook");
+  if (!model) {
+    if (notebook) keepKeys(el);
+    return draw(() => data);
+  }
   const redraw = () => draw(() => JSON.parse(model.get("data")));
   const chosen = () => { if (!make.telling) bus?.select(make.chosen(), true); };
   const release = keepKeys(el);
@@ -112,7 +116,11 @@ function keepPlace(el) {
 
 /** Keys pressed in a widget are not JupyterLab's, except for saving. Returns what undoes it. */
 function keepKeys(el) {
+  const held = new WeakRef(el);
+  const release = () => window.removeEventListener("keydown", guard, true);
   const guard = (event) => {
+    const el = held.deref();
+    if (!el) return release();
     // the whole of an explorer or follower: arrows in its lists and sliders would move the notebook's cells
     if (!(el.closest(".segviz-whole") ?? el).contains(event.target)) return;
     const saves = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s";
@@ -120,5 +128,5 @@ function keepKeys(el) {
     event.target.toggleAttribute("data-lm-suppress-shortcuts", !saves);
   };
   window.addEventListener("keydown", guard, true);  // before JupyterLab, which listens on the document
-  return () => window.removeEventListener("keydown", guard, true);
+  return release;
 }

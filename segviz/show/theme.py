@@ -115,11 +115,16 @@ _DARK_HOSTS = '[data-jp-theme-light="false"] .segviz,[data-segviz-theme="dark"] 
 
 def script() -> str:
     """The whole ES module, which exports `render`."""
-    return "\n".join(_static(".js"))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files(".js"))
 
 
 def css() -> str:
     """The whole style sheet: variables for light and dark, the shades, then the files of `PARTS`."""
+    return "\n".join([*shades(), *(file.read_text(encoding="utf-8") for file in files(".css"))])
+
+
+def shades() -> list[str]:
+    """Rules that define the variables for light and dark, and the shades of credit."""
     light = "".join(f"--{name}:{pair[0]};" for name, pair in PALETTE.items())
     dark = "".join(f"--{name}:{pair[1]};" for name, pair in PALETTE.items())
     rules = [
@@ -141,13 +146,13 @@ def css() -> str:
             f".segviz [data-l=s{size}]{{background-color:rgba({red},{green},{blue},{alpha(size)});"
             f"box-shadow:inset 0 {-thick}px var(--seq)}}"
         )
-    return "\n".join([*rules, *_static(".css")])
+    return rules
 
 
-def _static(suffix: str) -> list[str]:
-    """The texts of the files of `PARTS` with that suffix; within a room by name."""
+def files(suffix: str) -> list[Path]:
+    """The files of `PARTS` with that suffix; within a room by name."""
     package = Path(__file__).parent.parent
-    return [file.read_text(encoding="utf-8") for part in PARTS for file in sorted(package.glob(part + suffix))]
+    return [file for part in PARTS for file in sorted(package.glob(part + suffix))]
 
 
 def _sizes() -> Iterable[int]:

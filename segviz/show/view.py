@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segviz.show.encode import escape, script_json, write_whole
+from segviz.show.living import living, still
 from segviz.show.theme import css, script
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent
 @dataclass(frozen=True)
 class View:
     """Something to look at. Scripts in `views/` draw `data` in a browser; `fallback` is for places without scripts.
+
+    In a notebook it needs no kernel once it is shown: saved, closed and opened again, it still is.
 
     The script exports `render({model, el, data})`, so a notebook widget can show the same data with the same code.
     """
@@ -77,14 +79,12 @@ class View:
         return ViewWidget(self)
 
     def _repr_html_(self) -> str:
-        # notebook pages align the cells of tables to the right
-        return re.sub("<(td|th)>", r'<\1 style="text-align:left">', self.fallback or f"<p>{escape(self.title)}</p>")
+        return still(self.fallback or f"<p>{escape(self.title)}</p>")
 
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The widget, and static HTML for where none runs: GitHub, nbconvert, a notebook that is not trusted."""
-        bundle = self.widget()._repr_mimebundle_()
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-        return {**data, "text/plain": repr(self), "text/html": self._repr_html_()}, metadata
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """One piece of HTML that outlives the kernel: the still form, and the script that draws the view in its place
+        where scripts may run. What is linked with Python is `widget()`."""
+        return {"text/plain": repr(self), "text/html": living(self._repr_html_(), self.data)}
 
 
 def _digest(text: str) -> str:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
+from ipywidgets import DOMWidget, Widget
 
+from segviz.show.living import beside, still
 from segviz.show.theme import css, script
 
 if TYPE_CHECKING:
@@ -25,9 +27,8 @@ class ViewWidget(anywidget.AnyWidget):
     keeps layer, selection and scrolling. `on_open(f)` calls f(step, group, sample) when the reader asks for another
     rollout, `on_ask(f)` calls f(wish) with what else a view may ask for (a list: another page, another order).
 
-    A widget lives with its kernel. Notebooks that are not trusted, and nbconvert where the notebook holds no widget
-    state, show the view's static HTML. A trusted notebook opened again in JupyterLab waits for the widget until its
-    cell runs again.
+    A widget lives with its kernel. After it stands the view's still form, which shows itself where the widget cannot be
+    drawn: in a notebook that was saved and opened again, on GitHub, in what nbconvert makes.
     """
 
     _esm = script()
@@ -78,10 +79,67 @@ class ViewWidget(anywidget.AnyWidget):
                 asker(wish)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return with_fallback(super()._repr_mimebundle_(**kwargs), self.view.fallback)
+        return with_still(super()._repr_mimebundle_(**kwargs), self.view.fallback)
+
+    def _ipython_display_(self) -> None:
+        display(self, *self._repr_mimebundle_())
 
 
-def with_fallback(bundle: Any, fallback: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A widget's MIME bundle and static HTML for where none runs: GitHub, nbconvert, a notebook not trusted."""
+def with_still(bundle: Any, fallback: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A widget's MIME bundle and its still form, for where none runs: GitHub, nbconvert, a notebook not trusted."""
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-    return {**data, "text/html": fallback}, metadata
+    return {**data, "text/html": still(fallback)}, metadata
+
+
+def display(widget: DOMWidget, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Show a widget in the cell that runs: the widget, then its still form, which steps in where the widget is gone.
+
+    What the cell showed when it ran before is closed, unless another cell shows it too: widgets are kept alive by their
+    kernel, not by whoever made them.
+    """
+    from IPython.display import publish_display_data
+
+    _shown_by(_cell(), widget)
+    # empty where the widget's own place is not drawn: the still form comes once
+    publish_display_data({**data, "text/html": ""}, dict(metadata))
+    publish_display_data({"text/plain": "", "text/html": beside(data["text/html"])})
+
+
+#: Cell -> (the execution that showed them, the widgets it showed).
+_SHOWN: dict[str, tuple[str, list[DOMWidget]]] = {}
+
+
+def _shown_by(cell: tuple[str, str] | None, widget: DOMWidget) -> None:
+    if cell is None:
+        return
+    where, execution = cell
+    before, widgets = _SHOWN.get(where, (execution, []))
+    if before != execution:
+        old, widgets = widgets, []
+        _SHOWN[where] = (execution, widgets)
+        kept = {id(one) for _, others in _SHOWN.values() for one in others} | {id(widget)}
+        for one in old:
+            if id(one) not in kept:
+                close(one)
+    if not any(one is widget for one in widgets):
+        _SHOWN[where] = (execution, [*widgets, widget])
+
+
+def close(widget: Widget) -> None:
+    """Close a widget with all that it is made of: children, layouts, styles, and what it holds for later."""
+    held = [getattr(widget, name, None) for name in ("layout", "style", "children")]
+    held += [value for value in vars(widget).values() if isinstance(value, (Widget, dict))]
+    widget.close()
+    for some in held:
+        several = some.values() if isinstance(some, dict) else some if isinstance(some, tuple) else (some,)
+        for one in [one for one in several if isinstance(one, Widget) and one.comm is not None]:
+            close(one)
+
+
+def _cell() -> tuple[str, str] | None:
+    """(cell, execution) that runs now; None outside a notebook that says so."""
+    from IPython import get_ipython
+
+    parent = getattr(get_ipython(), "get_parent", dict)()
+    cell = (parent.get("metadata") or {}).get("cellId")
+    return (str(cell), str(parent["header"]["msg_id"])) if cell else None

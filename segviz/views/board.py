@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from segviz.parts.charts import curves_picture
 from segviz.parts.credit import signed
 from segviz.runs.run import Run, Series
 from segviz.show.encode import escape, tidy
 from segviz.show.statistics import spikes
+from segviz.show.still import details
 from segviz.show.theme import method_label
 from segviz.show.view import View
 
@@ -86,9 +88,21 @@ def board(runs: Run | Sequence[Run], title: str = "Does it learn, and does it st
     )
     head = "<tr><th>chart</th><th>metric</th><th>run</th><th>first</th><th>last</th></tr>"
     notes = "".join(f"<p>{escape(note)}</p>" for note in (data["empty"], *data["status"]) if note)
-    table = f"<table>{head}{rows}</table>" if rows else ""
-    fallback = f"<h3>{escape(title)}</h3>{notes}{table}"
+    table = details("First and last of every line", f"<table>{head}{rows}</table>") if rows else ""
+    drawn = f"<p>{curves_picture(data['charts'], _words(data))}</p>" if data["charts"] else ""
+    fallback = f"<h3>{escape(title)}</h3>{notes}{drawn}{table}"
     return View("board", title, data, fallback)
+
+
+def _words(data: Mapping[str, Any]) -> str:
+    """The first chart in words, for those who do not see the picture."""
+    chart = data["charts"][0]
+    names = [" ".join(dict.fromkeys(filter(None, (line["panel"], line["label"])))) for line in chart["lines"]]
+    ends = (
+        f"{name} from {line['y'][0]:.3g} to {line['y'][-1]:.3g}"
+        for name, line in zip(names, chart["lines"], strict=True)
+    )
+    return f"{chart['title']}: {', '.join(ends)}."
 
 
 def board_data(runs: Sequence[Run], title: str = "Does it learn, and does it still look?") -> dict[str, Any]:

@@ -12,8 +12,10 @@ import numpy as np
 
 from segviz.parts.credit import error_of, key_of
 from segviz.parts.heading import where
+from segviz.parts.stills import TOKENS, as_text, head, text_of
 from segviz.runs.rollout import Rollout
 from segviz.show.encode import escape, floats, pack, tidy
+from segviz.show.still import Piece, flow, picture, shade
 from segviz.show.theme import method_label
 from segviz.show.view import View
 
@@ -29,7 +31,6 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 LONG = 4096  #: tokens from which on signals are stored more coarsely
-SHOWN = 4000  #: tokens of the static fallback
 
 
 @dataclass(frozen=True)
@@ -243,22 +244,31 @@ def _data(rollout: Rollout, cuts: tuple[Cut, Cut], title: str) -> dict[str, Any]
 
 
 def _fallback(rollout: Rollout, cuts: tuple[Cut, Cut], data: Mapping[str, Any]) -> str:
-    """The text with a mark before each token where a cut is."""
+    """The text with a mark over each token where a cut is, shaded by what the cut looks at."""
     ours, theirs = (set(cut.starts) for cut in cuts)
-    parts = []
-    for t, piece in enumerate(rollout.pieces[:SHOWN]):
-        mark = "◆" if t in ours and t in theirs else "▼" if t in ours else "▲" if t in theirs else ""
-        piece = piece if len(piece) <= 400 else f"{piece[:400]}… ({len(piece):,} characters)"
-        parts.append((f"<b>{mark}</b>" if mark else "") + escape(piece))
-    left = len(rollout.pieces) - SHOWN
-    more = f"<p>… {left:,} more tokens: open the page that <code>.save(path)</code> writes.</p>" if left > 0 else ""
+    looked = next((cut.signal for cut in cuts if cut.signal), "")
+    signal = (signal_of(rollout, looked) if looked else None) or [None] * len(rollout.pieces)
+    sizes = [0.0 if x is None else 1 - x if looked == "probability" else x for x in signal]
+    largest, error = max(sizes, default=0.0), error_of(rollout)
+    pieces = [
+        Piece(
+            piece,
+            tag="◆" if t in ours and t in theirs else "▼" if t in ours else "▲" if t in theirs else "",
+            error=bool(error) and error["start"] <= t < error["end"],
+            fill=shade(sizes[t] / largest) if largest > 0 else "",
+        )
+        for t, piece in enumerate(rollout.pieces[:TOKENS])
+    ]
     rows = "".join(
         f"<li>{mark} {escape(cut.label)}: {escape(cut.rule)}, {len(cut.starts)} segments</li>"
         for mark, cut in zip("▼▲", cuts, strict=True)
     )
+    body, height = flow(pieces, top=4)
+    told = f"The darker, the {'less probable' if looked == 'probability' else 'higher the entropy'}." if largest else ""
+    left = len(rollout.pieces) - TOKENS
+    more = f" {left:,} more tokens: open the page that .save(path) writes." if left > 0 else ""
+    drawn = picture(body, height + 12, f"{' '.join(data['verdict'])} The text: {text_of(rollout)[:1500]}")
     return (
-        f"<div><h3>{escape(data['title'])}</h3><p>{escape(data['where'])}</p><p>{escape(' '.join(data['verdict']))}</p>"
-        f"<ul>{rows}<li>◆ both</li></ul>"
-        f'<div dir="ltr" style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:1.9">'
-        f"{''.join(parts)}</div>{more}</div>"
+        f"<div>{head(data['title'], data['where'], data['verdict'])}<ul>{rows}<li>◆ both</li></ul><p>{drawn}</p>"
+        f"<p><small>{escape(told + more)}</small></p>{as_text(rollout)}</div>"
     )

@@ -9,9 +9,12 @@ import numpy as np
 
 from segviz.parts.credit import Blame, blamed, error_of, given, has_truth, key_of, reason_of, signed, token_credit
 from segviz.parts.heading import facts, where
+from segviz.parts.stills import as_text, asked, methods_picture
+from segviz.parts.stills import head as still_head
 from segviz.parts.tokens import LONG, text_columns
 from segviz.runs.rollout import Rollout
 from segviz.show.encode import escape, floats, pack, tidy
+from segviz.show.still import details
 from segviz.show.theme import method_label, symmetric_limit
 from segviz.show.view import View
 
@@ -19,6 +22,8 @@ QUESTION = "What would each method blame?"
 
 ALMOST = 0.05  #: credit that varies by less than this share of its largest size is called almost uniform
 DISAGREES = 0.25  #: from this size on, of 1, a disagreement is counted in words
+
+SCALES = "Each row has its own scale. Blue, bar above: praise; orange, bar below: blame. Wavy: the first true error."
 
 Credits = Mapping[str, Rollout | Mapping[str, Any]]
 
@@ -209,7 +214,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _fallback(rollouts: Mapping[str, Rollout], data: Mapping[str, Any]) -> str:
-    """A table, one row a method."""
+    """The text in the credit of every method, a row each, and a table."""
     base = next(iter(rollouts.values()))
     rows = []
     for method in data["methods"]:
@@ -225,13 +230,12 @@ def _fallback(rollouts: Mapping[str, Rollout], data: Mapping[str, Any]) -> str:
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     names = ("method", "credit", "segments", "most blamed", "its credit", "holds the first true error")
     head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
-    text = "".join(base.pieces)
-    text = text if len(text) <= 4000 else f"{text[:4000]}… ({len(text):,} characters)"
+    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    drawn = methods_picture({m["name"]: rollouts[m["name"]] for m in data["methods"]}, data["verdict"])
+    notes = " ".join([SCALES, *data["notices"]]) if drawn else " ".join(data["notices"])
     return (
-        f"<div><h3>{escape(data['title'])}</h3><p>{escape(data['where'])}</p><p>{escape(' '.join(data['verdict']))}</p>"
-        f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-        f'<p dir="ltr" style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace">{escape(text)}</p>'
-        f"<p><small>{escape(' '.join(data['notices']))}</small></p></div>"
+        f"<div>{still_head(data['title'], data['where'], data['verdict'])}{asked(base)}<p>{drawn}</p>"
+        f"<p><small>{escape(notes)}</small></p>{details('The same as a table', table)}{as_text(base)}</div>"
     )
 
 

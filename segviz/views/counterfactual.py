@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segviz.parts.charts import shares_picture
 from segviz.parts.credit import key_of, segment_credit
 from segviz.parts.heading import where as where_of
+from segviz.parts.stills import head
 from segviz.runs.dump import Dump
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
 from segviz.show.encode import escape, tidy
 from segviz.show.statistics import wilson
+from segviz.show.still import details
 from segviz.show.theme import method_label
 from segviz.show.view import View
 
@@ -364,10 +367,14 @@ def _fallback(data: Mapping[str, Any]) -> str:
             token = "the same" if sample["token"] is None else str(sample["token"] + 1)
             drawn.append((side["name"], mark, reward, token, (sample["first"] + sample["rest"])[:200]))
     segment = data["segment"]
+    said = " ".join(data["verdict"])
+    bars = [(f"{side['name']}: {side['successes']} of {side['n']}", side["rate"],
+             None if side["recorded"] else side["low"], None if side["recorded"] else side["high"])
+            for side in data["sides"]]  # fmt: skip
+    place = f"{data['where']} · {data['method']} · segment {segment['number']} of {segment['of']}"
     return (
-        f"<div><h3>{escape(data['title'])}</h3><p>{escape(data['where'])} · {escape(data['method'])} · segment "
-        f"{segment['number']} of {segment['of']}</p><p>{escape(' '.join(data['verdict']))}</p>"
-        f'<pre dir="ltr" style="white-space:pre-wrap">{escape(segment["text"])}</pre>{_table(rows)}{_table(drawn)}'
+        f"<div>{head(data['title'], place, data['verdict'])}<pre>{escape(segment['text'])}</pre>"
+        f"<p>{shares_picture(bars, said)}</p>{details('Numbers and continuations', _table(rows) + _table(drawn))}"
         f"<p><small>{escape(data['policy'])} {escape(' '.join(data['notices']))}</small></p></div>"
     )
 

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from segpo_core.record.blame import spans
+from segviz.parts.charts import segments_picture
 from segviz.parts.credit import signed
+from segviz.parts.stills import head as still_head
 from segviz.runs.columns import Row, rollout_columns
 from segviz.runs.run import Run
 from segviz.show.encode import escape, floats, pack, tidy
 from segviz.show.statistics import equal_count_bins, wilson
+from segviz.show.still import details
 from segviz.show.theme import method_label
 from segviz.show.view import View
 
@@ -320,8 +323,10 @@ def _fallback(data: Mapping[str, Any]) -> str:
         for name in ("", "group · sample · segment", "text", "share", "advantage", "ratio", "change of log-prob.")
     )
     notes = "".join(f"<p>{escape(note)}</p>" for note in data["notices"])
-    return (
-        f"<div><h3>{escape(data['title'])}</h3>"
-        f"<p>{escape(data['run'])} · {escape(data['method'])} · step {data['step']}</p>"
-        f"<p>{escape(' '.join(data['verdict']))}</p>{notes}<table><tr>{head}</tr>{rows}</table></div>"
-    )
+    limit = max((abs(e["advantage"]) for e in data["top"] if e["advantage"] is not None), default=0.0)
+    said = " ".join(data["verdict"])
+    heaviest = "; ".join(f"{e['share']:.1%} of the weight: {e['text'][:60]}" for e in data["top"][:5])
+    drawn = f"<p>{segments_picture(data['top'], limit, f'{said} {heaviest}')}</p>" if data["top"] else ""
+    table = details("The heaviest segments as a table", f"<table><tr>{head}</tr>{rows}</table>") if rows else ""
+    place = f"{data['run']} · {data['method']} · step {data['step']}"
+    return f"<div>{still_head(data['title'], place, data['verdict'])}{notes}{drawn}{table}</div>"

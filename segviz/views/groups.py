@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from segviz.parts.charts import group_picture
 from segviz.parts.credit import error_of, signed, trained
 from segviz.parts.heading import pictures, prompt_of
+from segviz.parts.stills import asked
+from segviz.parts.stills import head as still_head
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
 from segviz.show.encode import escape, tidy
+from segviz.show.still import details
 from segviz.show.theme import method_label
 from segviz.show.view import View
 
@@ -22,6 +26,9 @@ QUESTION = "Why did its sibling win?"
 BEFORE, AFTER = 6, 48  #: tokens shown before and after the fork
 PIECE = 60  #: characters shown of one token
 SHARED = 200  #: characters shown of what all completions begin with
+READING = (
+    "Blue, bar above: praised. Orange, bar below: blamed. ◆: where it parts from its rival. Wavy: first true error."
+)
 
 
 def group(run: Run, step: int, group: int, title: str = QUESTION) -> View:
@@ -32,7 +39,7 @@ def group(run: Run, step: int, group: int, title: str = QUESTION) -> View:
     """
     rollouts = run.group(step, group)
     data = group_data(rollouts, title)
-    return View("group", title, data | {"pictures": pictures(rollouts[0])}, _fallback(data))
+    return View("group", title, data | {"pictures": pictures(rollouts[0])}, _fallback(data, rollouts[0]))
 
 
 def group_data(rollouts: Sequence[Rollout], title: str = QUESTION) -> dict[str, Any]:
@@ -265,8 +272,8 @@ def _notices(rollouts: Sequence[Rollout]) -> list[str]:
     return notes
 
 
-def _fallback(data: Mapping[str, Any]) -> str:
-    """A table, one row a completion."""
+def _fallback(data: Mapping[str, Any], first: Rollout) -> str:
+    """The completions as a picture and as a table."""
     names = ("samples", "reward", "advantage", "forks from", "at token", "instead of", "what it says from there",
              "first true error")  # fmt: skip
     lines = []
@@ -284,11 +291,14 @@ def _fallback(data: Mapping[str, Any]) -> str:
             "–" if error is None else f"{error['kind']}, token {error['start'] + 1} {error['why']}",
         )
         lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
+    head = "".join(f"<th>{name}</th>" for name in names)
+    table = f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    notes = " ".join([READING, data["window"], *data["notices"]])
+    place = f"{data['where']} · {data['method']}"
     return (
-        f"<div><h3>{escape(data['title'])}</h3><p>{escape(data['where'])} · {escape(data['method'])}</p>"
-        f"<p>{escape(' '.join(data['verdict']))}</p><table><tr>{head}</tr>{''.join(lines)}</table>"
-        f"<p><small>{escape(' '.join([data['window'], *data['notices']]))}</small></p></div>"
+        f"<div>{still_head(data['title'], place, data['verdict'])}{asked(first)}"
+        f"<p>{group_picture(data, advantage_words)}</p><p><small>{escape(notes)}</small></p>"
+        f"{details('The same as a table', table)}</div>"
     )
 
 

@@ -13,20 +13,18 @@ from segviz.parts.credit import (
     error_of,
     key_of,
     segment_credit,
-    signed,
     trained,
 )
 from segviz.parts.heading import facts, pictures, prompt_of, verdict, where
+from segviz.parts.stills import as_text, asked, head, place_of, reading, ribbon_picture
 from segviz.parts.tokens import LONG, text_columns
 from segviz.runs.rollout import TOKEN_NUMBERS, Rollout
-from segviz.show.encode import escape, floats, pack
-from segviz.show.theme import level, method_label, rgba, symmetric_limit
+from segviz.show.encode import floats, pack
+from segviz.show.theme import method_label, symmetric_limit
 from segviz.show.view import View
 
 QUESTION = "Which segment broke this solution?"
 OF_RIGHT = "Which segment carried this solution?"  #: nothing broke one whose answer is right
-
-FALLBACK_TOKENS = 4000  #: tokens that the static fallback shows
 
 #: Name in the page -> column of the rollout.
 _FLOATS = {
@@ -129,33 +127,8 @@ def _notices(rollout: Rollout) -> list[str]:
 
 
 def _fallback(rollout: Rollout, title: str) -> str:
-    """Plain coloured spans, for a notebook viewer that runs no scripts."""
-    credit, in_loss = rollout.column("advantages"), trained(rollout)
-    limit = symmetric_limit(credit or [], in_loss)
-    error = error_of(rollout)
-    parts, shown = [], 0
-    marks = segment_credit(rollout)
-    for m, (start, end) in enumerate(rollout.segments):
-        if start >= FALLBACK_TOKENS:
-            break
-        told = "" if marks[m] is None else f" {signed(marks[m])}"
-        parts.append(f'<sup style="border-left:2px solid;padding-left:2px;font-size:.7em">{m + 1}{told}</sup>')
-        for t in range(start, min(end, FALLBACK_TOKENS)):
-            size = level(credit[t], limit) if credit and in_loss[t] and credit[t] is not None else 0
-            style = f"background:{rgba(size)};border-{'top' if size > 0 else 'bottom'}:{1 + abs(size) // 4}px solid"
-            style = style if size else ("" if in_loss[t] else "opacity:.6;border-bottom:1px dotted")
-            if error and error["start"] <= t < error["end"]:
-                style += ";text-decoration:underline wavy #b00d4c"
-            piece = rollout.pieces[t]
-            piece = piece if len(piece) <= 400 else f"{piece[:400]}… ({len(piece):,} characters)"
-            parts.append(f'<span style="{style}">{escape(piece)}</span>')
-            shown += 1
-    left = len(rollout.pieces) - shown
-    more = f"<p>… {left:,} more tokens: open the page that <code>.save(path)</code> writes.</p>" if left else ""
-    scale = f"Blue, bar above: up to +{limit:.3g}. Orange, bar below: down to −{limit:.3g}." if limit else ""
-    return (
-        f"<div><h3>{escape(title)}</h3><p>{escape(where(rollout))} · {escape(method_label(rollout.row.get('method')))}"
-        f"</p><p>{escape(' '.join(verdict(rollout)))}</p>"
-        f'<div dir="ltr" style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:2.1">'
-        f"{''.join(parts)}</div>{more}<p><small>{escape(scale)}</small></p></div>"
-    )
+    """The picture, the question and the text in its credit, for where no script runs."""
+    said = verdict(rollout)
+    drawn = ribbon_picture(rollout, said)
+    below = f"<p>{drawn}</p>{reading(rollout)}{as_text(rollout)}" if drawn else ""
+    return f"<div>{head(title, place_of(rollout), said)}{asked(rollout)}{below}</div>"

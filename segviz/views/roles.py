@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,15 @@ from PIL import Image
 
 from segpo_core.record.store import png_bytes
 from segviz.parts.credit import error_of, has_truth, reason_of, signed, trained
-from segviz.parts.heading import pictures, where
+from segviz.parts.heading import pictures
+from segviz.parts.stills import TOKENS, as_text, asked, image, place_of, text_of
+from segviz.parts.stills import head as still_head
 from segviz.parts.tokens import LONG
 from segviz.runs.rollout import Rollout
 from segviz.show.encode import escape, floats, pack
-from segviz.show.theme import method_label
+from segviz.show.still import Piece, flow
+from segviz.show.still import picture as drawn_as
+from segviz.show.theme import level, method_label, symmetric_limit
 from segviz.show.view import View
 from segviz.views.ribbon import ribbon_data
 
@@ -27,7 +30,6 @@ PERCEPTION, REASONING = 1, 2
 CONTRASTS = {PERCEPTION: "perception_contrast", REASONING: "reasoning_contrast"}
 
 GRID = 64  #: more patches than this along an edge cannot be told apart
-FALLBACK_TOKENS = 2000  #: tokens that the static fallback shows
 
 
 def roles(
@@ -256,24 +258,29 @@ def _fallback(rollout: Rollout, data: Mapping[str, Any]) -> str:
     head = "".join(
         f"<th>{name}</th>" for name in ("role", "tokens", "share", "mean weight", "mean contrast, nats", "share of |A|")
     )
-    ids = (rollout.column("role_ids") or [None] * len(rollout.pieces))[:FALLBACK_TOKENS]
-    parts, at = [], 0
-    for role, run in groupby(ids):
-        end = at + len(list(run))
-        name = f"<sup>{ROLES[role]}</sup> " if role in (1, 2, 3) else ""
-        line = f' style="border-bottom:{role}px solid"' if name else ""
-        text = escape("".join(rollout.pieces[at:end])[:20_000])
-        parts.append(f"<span{line}>{name}{text}</span>")
-        at = end
-    if len(rollout.pieces) > at:
-        parts.append(
-            f"<p>… {len(rollout.pieces) - at:,} more tokens: open the page that <code>.save(path)</code> writes.</p>"
-        )
-    lines = [*data["notices"], *([data["patches"]["told"]] if data["patches"] and data["patches"]["told"] else [])]
+    weights, error = rollout.column("weights"), error_of(rollout)
+    limit = symmetric_limit([None if w is None else w - 1 for w in weights]) if weights else 0.0
+    pieces, last = [], None
+    for t, role in enumerate((rollout.column("role_ids") or [None] * len(rollout.pieces))[:TOKENS]):
+        size = level(weights[t] - 1, limit) if weights and weights[t] is not None else 0
+        tag = ROLES[role] if role in (1, 2, 3) and role != last else ""
+        pieces.append(Piece(rollout.pieces[t], size, tag, bool(error) and error["start"] <= t < error["end"]))
+        last = role
+    body, height = flow(pieces, top=4)
+    alt = f"{' '.join(data['verdict'])} The completion: {text_of(rollout)[:1500]}"
+    drawn = f"<p>{drawn_as(body, height + 12, alt)}</p>" if pieces else ""
+    reading = "Blue, bar above: a weight over 1. Orange, bar below: under 1." if limit else "No weights are recorded."
+    shown = "".join(image(one["src"], name) for name, one in _beside(data) if one.get("src"))
+    lines = [reading, *data["notices"]]
+    lines += [data["patches"]["told"]] if data["patches"] and data["patches"]["told"] else []
+    table = f"<table><tr>{head}</tr>{rows}</table>"
     return (
-        f"<div><h3>{escape(data['title'])}</h3><p>{escape(where(rollout))} · {escape(data['method'])}</p>"
-        f"<p>{escape(' '.join(data['verdict']))}</p><table><tr>{head}</tr>{rows}</table>"
-        '<div dir="ltr" style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace">'
-        f"{''.join(parts)}</div>"
-        f"{''.join(f'<p><small>{escape(line)}</small></p>' for line in lines)}</div>"
+        f"<div>{still_head(data['title'], place_of(rollout), data['verdict'])}{asked(rollout)}"
+        f"{f'<p>{shown}</p>' if shown else ''}{drawn}{table}"
+        f"{''.join(f'<p><small>{escape(line)}</small></p>' for line in lines)}{as_text(rollout)}</div>"
     )
+
+
+def _beside(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What stands beside the prompt's image."""
+    return [("The image as it was spoiled", data["corrupted"])] if data["corrupted"] else []

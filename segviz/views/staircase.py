@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from segviz.parts.charts import staircase_picture
 from segviz.parts.credit import error_of, has_truth, key_of, reason_of, signed
 from segviz.parts.heading import facts, where
+from segviz.parts.stills import as_text, asked, place_of
+from segviz.parts.stills import head as still_head
 from segviz.parts.tokens import LONG, text_columns
 from segviz.runs.rollout import Rollout
 from segviz.show.encode import escape, floats, pack, tidy
+from segviz.show.still import details
 from segviz.show.theme import method_label
 from segviz.show.view import View
 
@@ -279,8 +283,9 @@ def _fallback(rollout: Rollout, title: str) -> str:
     table = f"<table><tr>{head}</tr>{''.join(lines)}</table>" if lines else ""
     more = f"<p>… {len(steps) - FALLBACK_STEPS:,} more.</p>" if len(steps) > FALLBACK_STEPS else ""
     notes = " ".join([*rollout.problems, *_notes(rollout, source, states, steps)])
-    place = f"{where(rollout)} · {method_label(rollout.row.get('method'))}"
+    said = verdict(rollout, steps)
+    drawn = f"<p>{staircase_picture(rollout, steps, said, Z)}</p>" if steps else ""
     return (
-        f"<div><h3>{escape(title)}</h3><p>{escape(place)}</p><p>{escape(' '.join(verdict(rollout, steps)))}</p>"
-        f"{table}{more}<p><small>{escape(notes)}</small></p></div>"
+        f"<div>{still_head(title, place_of(rollout), said)}{asked(rollout)}{drawn}<p><small>{escape(notes)}</small></p>"
+        f"{details('The steps as a table', table + more) if table else ''}{as_text(rollout)}</div>"
     )

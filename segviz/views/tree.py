@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from segviz.parts.charts import tree_picture
 from segviz.parts.credit import signed
 from segviz.parts.heading import pictures, prompt_of
+from segviz.parts.stills import asked, head
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
 from segviz.show.encode import escape, tidy
+from segviz.show.still import details
 from segviz.show.theme import level, method_label, rgba, symmetric_limit
 from segviz.show.view import View
 from segviz.views.forks import EQUAL, deciding
@@ -24,6 +27,7 @@ METHODS = ("spo_tree", "spo_chain", "vineppo", "forks")
 
 EMBEDDED = 40  #: completions whose ribbons travel with the page; others are asked for through the host
 TEXT = 700  #: characters of a node's text that travel with the page
+READING = "Blue: worth more than the node before it; orange: worth less. Right end: a completion and its reward."
 FALLBACK_NODES = 400  #: nodes that the static fallback lists
 
 
@@ -50,7 +54,7 @@ def tree(run: Run, step: int, group: int, title: str = QUESTION) -> View:
     if not rows:
         unread = [note for note in run.problems if note.startswith(f"Nodes of step {step} could not be read")]
         data["empty"] = unread[0] if unread else _absent(run, step, group)
-    return View("tree", title, data, _fallback(data))
+    return View("tree", title, data, _fallback(data, asked(rollouts[0]) if rollouts else ""))
 
 
 def tree_data(
@@ -346,10 +350,11 @@ def _lines(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"<p>… {len(nodes) - shown:,} more nodes: open the page that <code>.save(path)</code> writes.</p>"
 
 
-def _fallback(data: Mapping[str, Any]) -> str:
-    head = (
-        f"<h3>{escape(data['title'])}</h3><p>{escape(data['where'])} · {escape(data['method'])}</p>"
-        f"<p>{escape(' '.join(data['verdict']))}</p>"
-    )
+def _fallback(data: Mapping[str, Any], question: str = "") -> str:
     notes = "".join(f"<p>{escape(note)}</p>" for note in [data["empty"], *data["notices"]] if note)
-    return f"<div>{head}{notes}{''.join(_lines(data)) if data['nodes'] else ''}</div>"
+    lines = details("Every node in words", "".join(_lines(data))) if data["nodes"] else ""
+    drawn = ""
+    if data["nodes"]:
+        drawn = f"<p>{tree_picture(data, _children(data['nodes']))}</p><p><small>{READING}</small></p>"
+    place = f"{data['where']} · {data['method']}"
+    return f"<div>{head(data['title'], place, data['verdict'])}{notes}{question}{drawn}{lines}</div>"
