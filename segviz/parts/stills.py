@@ -53,8 +53,8 @@ def asked(rollout: Rollout) -> str:
         lines.append(f"said <b>{escape(said)}</b>{right}{reference}")
     if not shown and not lines:
         return ""
-    cells = (f"<td>{shown}</td>" if shown else "") + f"<td>{'<br>'.join(lines)}</td>"
-    return f"<table><tr>{cells}</tr></table>"
+    text = "<br>".join(lines)
+    return f'<p>{shown}{text}<br clear="all"></p>'
 
 
 def image(src: str, alt: str, side: int = 128) -> str:
@@ -73,7 +73,8 @@ def image(src: str, alt: str, side: int = 128) -> str:
         return f"({escape(alt)} cannot be read)"
     width, height = found.size if max(found.size) <= side else (found.width // 2, found.height // 2)
     data = base64.b64encode(sink.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}">'
+    place = f'width="{width}" height="{height}" align="left" hspace="12"'
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" {place}>'
 
 
 def pieces_of(rollout: Rollout, tags: bool = True, limit: float | None = None) -> list[Piece]:

@@ -47,12 +47,12 @@ _BESIDE = """((script) => {
   const widget = script?.closest(".jp-OutputArea-child")?.previousElementSibling;
   if (!still || !widget) return;
   const look = () => {
-    const gone = /Error (displaying|creating) widget/.test(widget.textContent) && !widget.querySelector(".segviz");
+    const gone = !widget.querySelector(".segviz");  // not drawn yet, or "Loading widget…", or an error, in any language
     still.style.display = gone ? "" : "none";
     widget.style.display = gone ? "none" : "";
   };
   look();
-  new MutationObserver(look).observe(widget, { childList: true, subtree: true, characterData: true });
+  new MutationObserver(look).observe(widget, { childList: true, subtree: true });
 })(document.currentScript);"""
 
 

@@ -224,13 +224,13 @@ def test_the_theme_of_jupyterlab_is_the_views(lab, view):
 
 
 def test_a_notebook_that_is_not_trusted_shows_the_static_view(lab):
-    bundle, metadata = sv.ribbon(hostile_row())._repr_mimebundle_()
-    output = nbformat.v4.new_output("display_data", bundle, metadata=metadata)
+    output = nbformat.v4.new_output("display_data", sv.ribbon(hostile_row())._repr_mimebundle_())
     cell = nbformat.v4.new_code_cell("sv.ribbon(rollout)", outputs=[output])
     (lab.folder / "saved.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
     lab.command("docmanager:open", path="saved.ipynb", factory="Notebook", kernelPreference={"shouldStart": False})
     shown = lab.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea-output")
     expect(shown).to_contain_text("Which segment broke this solution?")
     expect(shown).to_contain_text(HOSTILE[0])
-    assert shown.locator(".segviz, script, img").count() == 0
+    assert shown.locator(".segviz, script, img:not([src^='data:image/'])").count() == 0
+    expect(shown.locator("img[src^='data:image/svg']")).to_be_visible()
     assert lab.page.evaluate("() => window.hacked === undefined")

@@ -50,34 +50,25 @@ def keys(rows) -> list[tuple[int, int, int]]:
 # --- one view --------------------------------------------------------------------------------------------------------
 
 
-def test_a_view_is_a_widget_with_static_html_beside_it(run):
+def test_a_view_needs_no_kernel_and_its_widget_has_the_still_form_beside_it(run):
     view = sv.ribbon(run.rollout(1, 0, 1))
-    bundle, _ = view._repr_mimebundle_()
-    assert bundle[WIDGET]["model_id"] and bundle["text/plain"]
-    assert bundle["text/html"] == view.fallback and "<script" not in bundle["text/html"]
+    bundle = view._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"}
+    before, _, script = bundle["text/html"].partition("<script>")
+    assert before == f"<div>{view._repr_html_()}</div>" and script.count("</script>") == 1
     widget = view.widget()
     assert drawn(widget)["kind"] == "ribbon" and drawn(widget)["key"] == "1/0/1"
-    assert widget._repr_mimebundle_()[0]["text/html"] == view.fallback
+    assert widget._repr_mimebundle_()[0]["text/html"] == view._repr_html_()
     other = sv.ribbon(run.rollout(1, 0, 2))
     widget.show(other)
-    assert drawn(widget)["key"] == "1/0/2" and widget._repr_mimebundle_()[0]["text/html"] == other.fallback
+    assert drawn(widget)["key"] == "1/0/2" and widget._repr_mimebundle_()[0]["text/html"] == other._repr_html_()
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["with widget state", "without widget state"])
-def test_nbconvert_shows_the_tokens_of_a_saved_notebook(known):
-    """It takes the static HTML, unless the notebook holds the widgets' state: then it makes the widget itself, whose
-    manager the page loads from the net."""
-    view = sv.ribbon(hostile_row())
-    bundle, metadata = view._repr_mimebundle_()
-    output = nbformat.v4.new_output("display_data", bundle, metadata=metadata)
+def test_nbconvert_shows_the_tokens_of_a_saved_notebook():
+    output = nbformat.v4.new_output("display_data", sv.ribbon(hostile_row())._repr_mimebundle_())
     cell = nbformat.v4.new_code_cell("sv.ribbon(…)", outputs=[output])
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    if known:
-        model = bundle[WIDGET]["model_id"]
-        state = {"version_major": 2, "version_minor": 0, "state": {model: {"model_name": "AnyModel", "state": {}}}}
-        notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
-    page, _ = HTMLExporter(embed_images=False).from_notebook_node(notebook)
-    assert (html.escape(HOSTILE[0]) in page) is not known
+    page, _ = HTMLExporter(embed_images=False).from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    assert html.escape(HOSTILE[0]) in page and "data:image/svg+xml;base64," in page
     assert HOSTILE[0] not in page and HOSTILE[1] not in page
 
 

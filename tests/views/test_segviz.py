@@ -346,9 +346,9 @@ def test_hostile_texts_stay_data():
     assert json.loads(page.scripts[0])["facts"]["reference"] == HOSTILE[0]
     assert unpack(view.data["pack"])["text"] == hostile_row()["text"]
     assert not re.search(r"</?script|<!--", page.scripts[0])
-    shown = Page(view._repr_html_())
-    assert not {tag for tag, _ in shown.tags} - {"div", "h3", "p", "span", "sup", "small", "code"}
-    assert all(set(attrs) <= {"style", "dir"} for _, attrs in shown.tags)
+    from tests.views import inert
+
+    assert "<img" in inert.check(view._repr_html_())
 
 
 def test_lone_surrogates_reach_no_file(tmp_path):
