@@ -25,9 +25,11 @@ if (tell) addEventListener("keydown", (event) => {
   if (event.key === "Escape") tell("close");
   if (event.key === "Enter" && event.target.closest?.(".t")) tell("enter");
 });
-render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent),
+await render({ el, data: JSON.parse(document.getElementById("segviz-data").textContent),
   host: tell ? { open: ({ step, group, sample }) => tell("open", { step, group, sample }),
     select: ({ token, segment }) => tell("select", { token, segment }) } : undefined });
+// a page has a heading of the first level; what is drawn begins with the second, as it does among other things
+if (!el.querySelector("h1")) el.prepend(h("h1", { class: "unseen" }, document.title));
 """
 
 

@@ -130,7 +130,7 @@ function heaviest(data, bus) {
       h("td", {}, known(e.ratio) ? `×${num(e.ratio)}` : "–", e.clipped > 0 ? h("b", { title: "beyond the clip range" }, ` clipped${e.clipped < 1 ? ` ${percent(e.clipped)}` : ""}`) : null),
       h("td", {}, changeWords(e.change))), around);
   });
-  const heads = ["", "group · sample · segment", "text", "share", "advantage", "ratio", "change of log-prob."];
+  const heads = ["rank", "group · sample · segment", "text", "share", "advantage", "ratio", "change of log-prob."];
   return h("section", { class: "fo-top" }, h("h3", {}, `The ${data.top.length} heaviest segments`, h("span", {}, ` Enter ${bus.opens ? "opens the rollout" : "shows the text around"}`)),
     h("div", { class: "fo-scroll", tabindex: 0, role: "region", "aria-label": "The heaviest segments" },
       h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)))), body)));

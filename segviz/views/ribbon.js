@@ -20,8 +20,8 @@ async function drawRibbon(data, pictures, bus) {
   for (const note of data.notices) root.append(h("p", { class: "notice" }, note));
   if (!k.n) return root;
 
-  view.stream = h("div", { class: "stream", dir: "ltr", role: "region", "aria-label": "Completion, token by token" });
-  view.inspector = h("aside", { class: "inspect", "aria-label": "Numbers of the token" });
+  view.stream = h("div", { class: "stream", dir: "ltr", role: "group", "aria-label": "Completion, token by token" });
+  view.inspector = h("div", { class: "inspect", role: "group", "aria-label": "Numbers of the token" });
   view.legend = h("div", { class: "legend" });
   view.stairs = h("div", { class: "stairs" });
   root.append(toolbar(view), h("div", { class: "rb-main" },
@@ -83,7 +83,7 @@ function ask(data, pictures) {
     for (const part of message.parts) if (part.image) figures.push(figure(pictures[part.image], figures.length + 1));
   }
   if (!figures.length && !texts.length) return null;
-  return h("section", { class: "ask", "aria-label": "What the model was asked" },
+  return h("div", { class: "ask", role: "group", "aria-label": "What the model was asked" },
     figures.length ? h("div", { class: "images" }, figures) : null, h("div", { class: "messages" }, texts));
 }
 

@@ -35,8 +35,8 @@ async function drawRoles(data, bus) {
     h("div", { class: "ro-asked" }, question ? h("p", { class: "said", dir: "auto" }, visible(question.length > 600 ? `${question.slice(0, 600)}…` : question)) : null, roleTable(data))));
   if (!k.n) return root;
 
-  view.stream = h("div", { class: "stream", dir: "ltr", role: "region", "aria-label": "Completion, token by token" });
-  view.inspector = h("aside", { class: "inspect", "aria-label": "Numbers of the token" });
+  view.stream = h("div", { class: "stream", dir: "ltr", role: "group", "aria-label": "Completion, token by token" });
+  view.inspector = h("div", { class: "inspect", role: "group", "aria-label": "Numbers of the token" });
   view.legend = h("div", { class: "legend" });
   view.layers = ROLE_LAYERS.map((layer, i) => h("button", { type: "button", "data-layer": layer.id, "aria-pressed": "false", disabled: !usable(k, layer),
     title: usable(k, layer) ? layer.hint : "not recorded", onclick: () => setRoleLayer(view, layer) }, h("kbd", { "aria-hidden": "true" }, String(i + 1)), layer.label));

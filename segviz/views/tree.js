@@ -26,7 +26,7 @@ async function drawTree(data, bus) {
   readTree(view);
   card.append(treeBadges(data), data.notices.map((note) => h("p", { class: "notice" }, visible(note))));
   view.box = h("div", { class: "tr-box", role: "tree", "aria-label": "Nodes, from the prompt to the end of each completion" });
-  view.inspector = h("aside", { class: "inspect", "aria-label": "Numbers of the node" });
+  view.inspector = h("div", { class: "inspect", role: "group", "aria-label": "Numbers of the node" });
   view.told = h("p", { class: "notice tr-ask" }, "Click a node, or press Enter on it, to read its path: the completion, token by token.");
   view.path = h("section", { class: "tr-path", "aria-label": "Path of the chosen node", "aria-live": "polite" }, view.told);
   card.append(treeTools(view), h("div", { class: "rb-main" }, view.box, view.inspector));

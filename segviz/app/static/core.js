@@ -75,7 +75,7 @@ function openRollout({ run, step, group, sample }, push = true) {
 class Top extends Panel {
   build() {
     this.words = h("span", { class: "quiet" });
-    this.root.append(h("header", { class: "bar" }, h("b", {}, "SegPO"), h("span", { class: "quiet" }, "which part of the reasoning earned the reward?"), this.words));
+    this.root.append(h("header", { class: "bar" }, h("h1", {}, h("b", {}, "SegPO")), h("span", { class: "quiet" }, "which part of the reasoning earned the reward?"), this.words));
     this.polls = [new Poll(this, () => "/segpo/api/runs", 2000, (data, error) => {
       this.words.textContent = error ? "" : `${data.runs.length} run${data.runs.length === 1 ? "" : "s"} in ${data.roots.map(visible).join(", ")}`;
     })];
