@@ -3,18 +3,23 @@
     python notebooks/execute.py              every notebook, in place
     python notebooks/execute.py 02 03        some of them, by number
 
-Figures are kept as plotly and as PNG, views as static HTML. A live widget needs a kernel, so it is not kept.
+Figures are kept as plotly and as PNG, views in their still form. A live widget needs a kernel, and a script a notebook
+that is trusted, so neither is kept.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -43,11 +48,25 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             continue
         for output in cell.outputs:
             data = output.get("data", {})
-            if data.pop(WIDGET, None) and set(data) == {"text/plain"}:
+            if "text/html" in data:
+                data["text/html"] = re.sub(r"<script>.*?</script>", "", data["text/html"], flags=re.S)
+            if "image/png" in data:
+                data["image/png"] = smaller(data["image/png"])
+            if data.pop(WIDGET, None) and not data.get("text/html"):
                 data.clear()  # the words that stand in for a control say nothing to a reader
         # progress bars write to stderr
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and ("data" not in o or o["data"])]
     return notebook
+
+
+def smaller(png: str) -> str:
+    """A picture of a figure, in base64, with no more colours than it needs."""
+    with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
+        paper = Image.new("RGB", picture.size, "white")
+        paper.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
+    sink = io.BytesIO()
+    paper.quantize(96, dither=Image.Dither.NONE).save(sink, format="PNG", optimize=True)
+    return base64.b64encode(sink.getvalue()).decode()
 
 
 def main() -> None:

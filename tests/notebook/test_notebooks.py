@@ -60,4 +60,4 @@ def test_each_teaches(path):
     assert any(re.search(r"^#+ Exercise", text, re.M) for text in words)
     whole = path.read_text(encoding="utf-8")
     assert not re.search(r"/(home|root|work|Users)/", whole)
-    assert path.stat().st_size < 2_000_000
+    assert path.stat().st_size < 500_000
