@@ -45,7 +45,7 @@ def tree_picture(data: Mapping[str, Any], children: Sequence[Sequence[int]]) -> 
             f'<circle cx="{x[i]:.1f}" cy="{y[i]:.1f}" r="{radius:.1f}" fill="{CARD}"/><circle cx="{x[i]:.1f}" '
             f'cy="{y[i]:.1f}" r="{radius:.1f}" fill="{rgba(size) if size else CARD}" stroke="{stroke}"/>'
         )
-        if (children[i] or gap >= 9) and node["value"] is not None and (gap >= 9 or len(leaves) / len(nodes) < 0.9):
+        if (children[i] or gap >= 11) and node["value"] is not None:
             sign = "" if node["adv"] is None or not i else f" ({signed(node['adv'])})"
             if not children[i]:
                 dots.append(words(f"{node['value']:.2g}{sign}", x[i] + 10, y[i] + 4, size=10, fill=SOFT))

@@ -229,7 +229,7 @@ def test_a_notebook_that_is_not_trusted_shows_the_static_view(lab):
     (lab.folder / "saved.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
     lab.command("docmanager:open", path="saved.ipynb", factory="Notebook", kernelPreference={"shouldStart": False})
     shown = lab.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea-output")
-    expect(shown).to_contain_text("Which segment broke this solution?")
+    expect(shown).to_contain_text("Which segment carried this solution?")
     expect(shown).to_contain_text(HOSTILE[0])
     assert shown.locator(".segviz, script, img:not([src^='data:image/'])").count() == 0
     expect(shown.locator("img[src^='data:image/svg']")).to_be_visible()
