@@ -9,7 +9,7 @@ EXTRAS := dev
 STAMP  := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean chromium
+.PHONY: help setup demo test lint docs bench clean chromium
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,10 @@ test: $(STAMP) chromium ## run every test on two cores, with coverage
 
 lint: $(STAMP) ## check style and types with ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(STAMP) ## put the documentation together as a site, build/site
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
+	@$(BIN)/python docs/make_site.py && $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
 
 bench: $(STAMP) ## run every benchmark, one after the other
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done

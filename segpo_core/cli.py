@@ -60,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         return globals()[f"_{command.replace('-', '_')}"](rest)
     except (ValueError, FileNotFoundError, ImportError) as error:
         return _fail(str(error))
+    except BrokenPipeError:  # `segpo train --help | head`: who reads has enough
+        sys.stdout = open(os.devnull, "w")  # what is still buffered has no reader; the interpreter flushes as it ends
+        return 0
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(

@@ -1,6 +1,8 @@
 """The command line: settings from YAML and flags, help, and one clear message for everything a user can get wrong."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -256,3 +258,12 @@ def test_messages_do_not_steer_the_terminal(tmp_path, capsys):
     assert main(["report", str(tmp_path / "\x1b[31m")]) == 1
     said = capsys.readouterr().err
     assert "\\x1b" in said and not set("\x1b\x07\u202e") & set(said)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """`segpo train --help | head -1` with a reader that closes at once."""
+    command = [sys.executable, "-m", "segpo_core.cli", "train", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(timeout=120), said) == (0, "")

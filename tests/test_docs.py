@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 
 import segpo_core
 import segviz as sv
@@ -116,6 +117,21 @@ def test_a_view_is_in_the_front_door():
     for file in (ROOT / "segviz" / "views").glob("*.js"):
         home = {"groups": "group"}.get(file.stem, file.stem)
         assert home in sv.__all__ and callable(getattr(sv, home)), f"segviz/__init__.py: {home} is missing"
+
+
+def test_the_site_has_every_page_and_what_it_links_to(tmp_path):
+    site = load(ROOT / "docs" / "make_site.py")
+    site.stage(tmp_path)
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = set(re.findall(r"[\w/]+\.md", str(settings["nav"])))
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md")}
+    assert named <= there and {page for page in there if page.startswith("docs/")} <= named, "mkdocs.yml: nav"
+    for page in tmp_path.rglob("*.md"):
+        for link in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
+            assert ":" in link or (page.parent / unquote(link).partition("#")[0]).exists(), f"{page}: {link}"
+    told = (tmp_path / "api.md").read_text(encoding="utf-8")
+    assert "::: segpo_core.training.loop.train\n" in told and "::: segviz.views.ribbon.ribbon\n" in told
+    assert told.count(":::") == len(segpo_core.__all__) + len(sv.__all__)
 
 
 def blocks(page: str, language: str = "python") -> list[str]:

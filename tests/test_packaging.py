@@ -49,7 +49,8 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
-DECLARED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DECLARED = [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"]]
 
 
 @pytest.mark.parametrize("line", DECLARED)
@@ -103,7 +104,7 @@ def test_demo_passes_its_options_on(given: list[str], passed_on: str) -> None:
 
 def test_help_is_the_default_and_lists_the_commands() -> None:
     listed = make().stdout
-    assert all(f"make {name} " in listed for name in ("demo", "test", "lint", "bench", "clean"))
+    assert all(f"make {name} " in listed for name in ("demo", "test", "lint", "docs", "bench", "clean"))
 
 
 # A stand-in interpreter: `-m venv` copies it, every pip call is written down, and it stops where a file says.

@@ -104,10 +104,9 @@ class Method(ABC):
         stream: tuple[int, ...],
         first: int,
     ) -> None:
-        """Fill in what takes further samples, once the rewards are there. Here: nothing.
+        """Fill in what takes further samples, once the rewards are there. Here: nothing. Other arguments as `collect`.
 
         Args:
-            sampler, prompts, stream, first: as `collect`.
             rollouts: with rewards; filled in place.
             reward_of: (prompt of each text, texts) -> rewards, NaN for no verdict.
         """
