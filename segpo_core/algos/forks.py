@@ -72,8 +72,14 @@ class Forks(ChainMethod):
         forks = (tree.children > 1) | (tree.open > self.least_open)
         return segments_from_starts(_at(forks, tree.before, False), rollouts.mask)
 
+    def drawn(self, tree: PrefixTree) -> Tensor:
+        """long [N]: continuations that begin in each state, ⌈N · open⌉ where more than ε is open, else 0."""
+        number = (self.num_continuations * tree.open - 1e-9).ceil().long().clamp(min=1)
+        return torch.where(tree.open > self.least_open, number, 0)
+
     def nodes(self, rollouts: Rollouts) -> Nodes:
-        return chain_nodes(rollouts, self.segments(rollouts), self.num_continuations)
+        tree = self.tree(rollouts)
+        return chain_nodes(rollouts, self.segments(rollouts), _at(self.drawn(tree), tree.before, 0))
 
     def boundaries(self, rollouts: Rollouts) -> Tensor:
         return rollouts.mask & ~rewards_of(rollouts).isnan()[:, None]
@@ -92,14 +98,14 @@ class Forks(ChainMethod):
 
         tree = self.tree(rollouts)
         off = variance = torch.full_like(tree.prob, torch.nan)
-        wanted = (tree.open > self.least_open).nonzero()[:, 0]
+        wanted = self.drawn(tree).nonzero()[:, 0]
         if len(wanted):
             wanted = wanted[tree.length[wanted].argsort(stable=True)]
             place = torch.full_like(tree.parent, -1)
             place[wanted] = torch.arange(len(wanted), device=wanted.device)
             held = ((tree.parent >= 0) & (place[tree.parent.clamp(min=0)] >= 0)).nonzero()[:, 0]
             tokens = rollouts.completion_ids[tree.row[held], tree.length[held] - 1]
-            number = (self.num_continuations * tree.open[wanted] - 1e-9).ceil().long().clamp(min=1)
+            number = self.drawn(tree)[wanted]
             prefix, rewards = sampled_rewards(
                 sampler, prompts, rollouts, tree.row[wanted], tree.length[wanted], number, reward_of, stream, first,
                 self.rows_per_batch, (place[tree.parent[held]], tokens),
@@ -143,6 +149,6 @@ class Forks(ChainMethod):
         )
 
 
-def _at(values: Tensor, states: Tensor, fill: float | bool) -> Tensor:
+def _at(values: Tensor, states: Tensor, fill: float) -> Tensor:
     """[N] to [B, T]: the value of each token's state, `fill` where it has none."""
     return torch.where(states >= 0, values[states.clamp(min=0)], fill)

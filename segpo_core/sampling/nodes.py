@@ -59,7 +59,7 @@ def tree_nodes(rollouts: Rollouts) -> Nodes:
     return Nodes(node, tree, value, stderr, samples)
 
 
-def chain_nodes(rollouts: Rollouts, segment_ids: Tensor, continuations: int) -> Nodes:
+def chain_nodes(rollouts: Rollouts, segment_ids: Tensor, continuations: int | Tensor) -> Nodes:
     """The nodes of completions that were sampled on from: one a segment, its value that of the state it ends in.
 
     A completion's last node is worth its reward. Identical completions share it where their rewards are the same.
@@ -67,7 +67,7 @@ def chain_nodes(rollouts: Rollouts, segment_ids: Tensor, continuations: int) -> 
     Args:
         rollouts: with rewards, `mc_values` and `mc_stderr`.
         segment_ids: long [B, T], as in `segments`.
-        continuations: number drawn from each state.
+        continuations: number drawn from each state; or long [B, T], from the state before each token.
     """
     names: dict[tuple, int] = {}
     named = torch.full_like(segment_ids, -1)
@@ -84,13 +84,14 @@ def chain_nodes(rollouts: Rollouts, segment_ids: Tensor, continuations: int) -> 
     tree, node = tree_of(named, rollouts.group)
     value, stderr, samples = _unknown(tree), _unknown(tree), torch.zeros_like(tree.parent)
     final, after = last + 1 == rollouts.lengths[row], (last + 1).clamp(max=segment_ids.shape[1] - 1)
+    drawn = torch.as_tensor(continuations, device=segment_ids.device).expand(segment_ids.shape)
     at, sampled = node[row, last], rollouts.mc_values
     value[at] = torch.where(final, rollouts.rewards[row], sampled[row, after])
     stderr[at] = torch.where(final, torch.nan, rollouts.mc_stderr[row, after])
-    samples[at] = torch.where(final, 1, continuations)
+    samples[at] = torch.where(final, 1, drawn[row, after])
     known = ~sampled[:, 0].isnan()  # a method may need the prompt's value in some completions only
     root = tree.parent[node[known, 0]]
-    value[root], stderr[root], samples[root] = sampled[known, 0], rollouts.mc_stderr[known, 0], continuations
+    value[root], stderr[root], samples[root] = sampled[known, 0], rollouts.mc_stderr[known, 0], drawn[known, 0]
     return Nodes(node, tree, value, stderr, samples.masked_fill(value.isnan(), 0))
 
 

@@ -65,6 +65,22 @@ def test_it_trains_is_recorded_and_resumes_as_if_never_stopped(llava, tmp_path, 
     assert {n["method"] for n in nodes} == {"forks"} and any(n["stderr"] for n in nodes)
 
 
+def test_nodes_say_how_many_continuations_were_drawn(llava):
+    """⌈N · open⌉ in a state, 0 where its value was computed; not N everywhere."""
+    rollouts = sampled(llava)
+    nodes, tree = ALGO.nodes(rollouts), ALGO.tree(rollouts)
+    node, drawn = nodes.of_token, ALGO.drawn(tree)
+    seen = set()
+    for b, t in rollouts.mask.nonzero().tolist():
+        if t + 1 < rollouts.lengths[b] and node[b, t + 1] != node[b, t]:
+            state = tree.before[b, t + 1]
+            assert nodes.samples[node[b, t]] == drawn[state]
+            seen.add((int(drawn[state]), bool(tree.open[state] > ALGO.least_open)))
+    assert seen and all((number > 0) == wanted and number <= 3 for number, wanted in seen)
+    sure = Forks(num_continuations=3, least_open=0.999)
+    assert (sure.drawn(tree) == 0).any() and (sure.nodes(rollouts).samples == 0).any()
+
+
 def test_a_tree_that_was_sampled_has_fork_values(llava, tmp_path):
     tree = SPOTree(branch=(2, 2), segment_tokens=2)
     train(TrainConfig(

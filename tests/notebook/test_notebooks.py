@@ -23,8 +23,8 @@ def tool():
     return module
 
 
-def test_there_are_eight_in_order():
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 9)]
+def test_there_are_nine_in_order():
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 10)]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segpo_core.afterwards.bench_credit import arms, truth
-from segpo_core.afterwards.bench_credit.figures import figures
+from segpo_core.afterwards.bench_credit.figures import DECISIVE, figures
 from segpo_core.afterwards.bench_credit.judged import join
 from segpo_core.record import store
 
@@ -31,7 +31,7 @@ def main(argv: list[str], root: Path) -> int:
     parser.add_argument("--problems", type=int, help="only the first of each policy; default: all")
     parser.add_argument("--truth", type=Path, default=root / "data" / "credit-truth", help="directory of the truth")
     parser.add_argument("--start", default=str(root / "data" / "tiny-vlm"), help="model of the policy 'start'")
-    parser.add_argument("--run", type=Path, help="a run: its newest policy and its own task, instead of the truth")
+    parser.add_argument("--run", type=Path, help="a run or a checkpoint: its policy and task, instead of the truth")
     parser.add_argument("--size", type=int, default=8, help="of a run: completions of each problem")
     parser.add_argument("--number", type=int, default=256, help="of a run: N of the fork values that are its truth")
     parser.add_argument("--trust-code", action="store_true", help="load what the run names for its rewards")
@@ -74,6 +74,11 @@ def of_run(args: argparse.Namespace, console: Console) -> list[truth.Truth]:
         f"{error.median():.3f} (median), {error.max():.3f} (largest). `forks` shares their tree of completions, and so "
         "whatever bias they had; sample plainly (sampled n=64) where that matters.", highlight=False, markup=False,
     )  # fmt: skip
+    if made.advantages.abs().max() <= DECISIVE:
+        console.print(
+            f"Nothing is decided in these completions: no token's true advantage exceeds {DECISIVE}. Name an earlier "
+            "checkpoint, or more problems; correlations with next to nothing mean nothing.", highlight=False,
+        )  # fmt: skip
     return [made]
 
 

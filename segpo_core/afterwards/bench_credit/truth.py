@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from segpo_core.afterwards.bench_credit.gradient import gradient
-from segpo_core.afterwards.trained import Policy, run_config
+from segpo_core.afterwards.trained import Policy, run_config, run_of
 from segpo_core.algos import Forks
 from segpo_core.policy.inputs import Prompts
 from segpo_core.record import store
@@ -130,12 +130,13 @@ def sample(truth: Truth, size: int, number: int, least_open: float) -> Truth:
 def of_run(
     directory: str | Path, problems: int, size: int, number: int, least_open: float = 0.001, trust_code: bool = False
 ) -> Truth:
-    """A truth about the policy of a run's newest checkpoint, on the first held-out problems of its own task.
+    """A truth about the policy of a run's newest checkpoint, or of a given one, on the first held-out problems of
+    the run's own task.
 
     Raises:
         ValueError: the run's rewards cannot be loaded, or give a completion no verdict.
     """
-    policy, config = Policy.load(directory, trust_code=trust_code), run_config(Path(directory))
+    policy, config = Policy.load(directory, trust_code=trust_code), run_config(run_of(directory) or Path(directory))
     if not policy.reward_funcs:
         raise ValueError(
             f"{directory}: the truth of a value is rewards of further completions, but {policy.no_rewards}"
