@@ -259,8 +259,8 @@ def _typed(owner: type, name: str, value: Any) -> Any:
     annotation = str(next(f.type for f in dataclasses.fields(owner) if f.name == name))
     if isinstance(value, str | int) and not isinstance(value, bool) and annotation.startswith("float"):
         try:
-            return float(value)
-        except ValueError:
+            value = float(value)
+        except (ValueError, OverflowError):
             raise ValueError(f"{name} must be a number, not {value!r}") from None
     if not fits(value, get_type_hints(owner)[name]):
         raise ValueError(f"{name} must be {annotation.replace('Literal', 'one of ')}, not {value!r}")

@@ -2,7 +2,7 @@
 
     runs/<name>/
       run.json                               schema version, config, model, package versions, git commit, seed, start
-      metrics/step-000012.parquet            step, name, value
+      metrics/step-000012.parquet            step, name, value; every 1,000 steps put together, see metrics.py
       rollouts/step-000012.rank0.parquet     one row a completion, columns of `ROLLOUT_SCHEMA`
       nodes/step-000012.rank0.parquet        trees and chains: one row a state, columns of `NODE_SCHEMA`
       images/<sha256>.png                    each image once, as the model received it
@@ -44,6 +44,9 @@ from segpo_core.record.files import (
     table_bytes,
     write_atomic,
 )
+from segpo_core.record.metrics import METRIC_SCHEMA, TOGETHER, forget_metrics_after, put_together
+from segpo_core.record.metrics import metric_steps as metric_steps
+from segpo_core.record.metrics import read_metrics as read_metrics
 
 SCHEMA_VERSION = 1
 log = logging.getLogger(__name__)
@@ -140,8 +143,6 @@ NODE_SCHEMA = pa.schema(
     metadata=ROLLOUT_SCHEMA.metadata,
 )
 
-METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
-
 
 def nullable(values: Iterable[float]) -> list[float | None]:
     """A list in which NaN, that is 'not assigned', became None."""
@@ -158,6 +159,7 @@ class Recorder:
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         if rank == 0:
             self._sweep()
+            self._put_together(0)
 
     def start(self, config: dict[str, Any], **facts: Any) -> None:
         """Write `run.json`. Called once, before the first step."""
@@ -189,6 +191,12 @@ class Recorder:
             with self._counted(late, "metrics"):
                 self._write(Path("metrics") / f"{step_name(late)}.parquet", rows, METRIC_SCHEMA)
                 del self.unwritten[late]
+        if step % TOGETHER == 0 and not self.unwritten:
+            self._put_together(step)
+
+    def _put_together(self, step: int) -> None:
+        with self._counted(step, "older metrics"):
+            put_together(self.directory)
 
     def rollouts(self, step: int, rows: list[dict[str, Any]], images: dict[str, Image.Image]) -> None:
         """Write one step's rollouts, its images first, so that no row names an image that is not there.
@@ -275,17 +283,6 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def read_metrics(directory: str | Path) -> pa.Table:
-    """Every metric recorded so far, [step, name, value], sorted by step. Empty when none is there yet."""
-    tables = [read_table(path, METRIC_SCHEMA) for path in step_files(directory, "metrics")]
-    return pa.concat_tables(tables) if tables else METRIC_SCHEMA.empty_table()
-
-
-def metric_steps(directory: str | Path) -> list[int]:
-    """Steps whose metrics are recorded, in order."""
-    return [step_of(path) for path in step_files(directory, "metrics", strict=False)]
-
-
 def rollout_steps(directory: str | Path) -> list[int]:
     """Steps whose rollouts are recorded, in order."""
     return sorted({step_of(path) for path in step_files(directory, "rollouts", strict=False)})
@@ -333,7 +330,8 @@ def read_credit(
 
 def forget_after(directory: str | Path, step: int) -> None:
     """Remove metrics, rollouts, nodes and credit of later steps: a run that goes on from `step` makes them again."""
-    for kind in ("metrics", "rollouts", "nodes", "credit/*"):
+    forget_metrics_after(directory, step)
+    for kind in ("rollouts", "nodes", "credit/*"):
         for path in step_files(directory, kind):
             if step_of(path) > step:
                 path.unlink()

@@ -12,7 +12,7 @@ import numpy as np
 from segpo_core.record.files import read_table
 from segpo_core.record.store import METRIC_SCHEMA
 from segviz.app.files import Watch
-from segviz.runs.run import Series
+from segviz.runs.run import Series, by_name
 from segviz.show.encode import tidy
 
 POINTS = 600  #: a chart has no more pixels; older points are averaged in pairs, fours, …
@@ -28,6 +28,7 @@ class MetricLog:
         self._lock = threading.Lock()
         self._points: dict[str, tuple[array, array]] = {}  # name -> steps, values
         self._todo: list[str] = []
+        self._seen: set[int] = set()  #: steps that were read
         self._looked = 0.0
         self.problems: dict[str, str] = {}
         self.version = 0  #: grows whenever something changed
@@ -46,7 +47,7 @@ class MetricLog:
             self._looked = time.monotonic()
             if gone:  # the run was started anew, resumed or deleted: what was read may be wrong
                 self._points, self.problems, fresh = {}, {}, list(self._watch.files)
-                self._todo = []
+                self._todo, self._seen = [], set()
                 self.version += 1
             self._todo = sorted({*self._todo, *fresh} & self._watch.files.keys())
             until = time.monotonic() + BUDGET
@@ -62,11 +63,15 @@ class MetricLog:
         except (ValueError, OSError) as error:
             self.problems[name] = tidy(f"metrics/{name} cannot be read (being copied?): {error}")
             return
-        for step, metric, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            if step is not None and metric is not None and value is not None:
-                steps, values = self._points.setdefault(metric, (array("i"), array("d")))
-                steps.append(step)
-                values.append(value)
+        found = by_name(table)
+        steps = {step for series in found.values() for step in series.steps}
+        if steps <= self._seen:  # put together into a later file, or out of earlier ones, that was read
+            return
+        self._seen |= steps
+        for metric, series in found.items():
+            known, values = self._points.setdefault(metric, (array("i"), array("d")))
+            known.extend(series.steps)
+            values.extend(series.values)
 
     def series(self) -> dict[str, Series]:
         """Metric name -> steps and values, at most about `POINTS` of them; the last one is as it was recorded."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -96,7 +97,7 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        self._metric_files: dict[str, tuple[Stamp, list[tuple[int, str, float]]]] = {}
+        self._metric_files: dict[str, tuple[Stamp, set[int], dict[str, Series]]] = {}
         self._metrics: dict[str, Series] = {}
         self._light: dict[int, tuple[dict[str, Stamp], list[dict[str, Any]]]] = {}
         self._problems: dict[str, str] = {}
@@ -161,7 +162,7 @@ class Run:
         """Metric name -> steps and values, as recorded so far; the same object as long as no file changed. A file is
         read once, and again only when it changed."""
         there, known = self.files("metrics"), self._metric_files
-        if there == {name: stamp for name, (stamp, _) in known.items()}:
+        if there == {name: stamp for name, (stamp, *_) in known.items()}:
             return self._metrics
         for name in set(known) - set(there):
             del known[name]
@@ -169,22 +170,27 @@ class Run:
             if name not in known or known[name][0] != stamp:
                 try:
                     table = read_table(self.path / "metrics" / name, METRIC_SCHEMA)
-                except FileNotFoundError:  # a resumed run removes later steps
-                    continue
+                except FileNotFoundError:  # put together with others, or taken back by a resumed run: look again
+                    return self.metrics
                 except (ValueError, OSError) as error:
                     self._problems[name] = f"Metrics in {name} could not be read: {error}"
-                    known[name] = (stamp, [])
+                    known[name] = (stamp, set(), {})
                     continue
                 self._problems.pop(name, None)
-                columns = (table[key].to_pylist() for key in ("step", "name", "value"))
-                known[name] = (stamp, list(zip(*columns, strict=True)))
+                known[name] = (stamp, set(pc.unique(table["step"]).to_pylist()), by_name(table))
         found: dict[str, Series] = {}
-        for name in sorted(known):
-            for step, metric, value in known[name][1]:
-                if value is not None:
-                    series = found.setdefault(metric, Series([], []))
-                    series.steps.append(step)
-                    series.values.append(value)
+        seen: set[int] = set()
+        parts = []
+        for name in sorted(known, key=lambda name: step_of(Path(name)), reverse=True):
+            _, steps, part = known[name]
+            if not steps <= seen:  # else they were just put together into a later file
+                parts.append(part)
+            seen |= steps
+        for part in reversed(parts):
+            for metric, own in part.items():
+                series = found.setdefault(metric, Series([], []))
+                series.steps.extend(own.steps)
+                series.values.extend(own.values)
         self._metrics = found
         return found
 
@@ -299,7 +305,10 @@ class Run:
             with os.scandir(self.path / kind) as entries:
                 for entry in entries:
                     if entry.name.endswith(".parquet") and step_of(Path(entry.name)) is not None:
-                        facts = entry.stat()
+                        try:
+                            facts = entry.stat()
+                        except OSError:  # removed since, or a link to nowhere
+                            continue
                         if not stat.S_ISREG(facts.st_mode):  # a pipe would keep its reader waiting for ever
                             self._problems[entry.name] = f"{kind}/{entry.name} is no plain file and was left out"
                             continue
@@ -333,6 +342,20 @@ class Run:
         self._problems.pop(f"step {step}", None)
         self._light[step] = (files, rows)
         return rows
+
+
+def by_name(table: pa.Table) -> dict[str, Series]:
+    """A table of metrics, [step, name, value], as one series a metric; values that are null are left out."""
+    table = table.filter(pc.and_(pc.is_valid(table["value"]), pc.is_valid(table["name"]))).combine_chunks()
+    names = pc.dictionary_encode(table["name"]).combine_chunks()
+    if isinstance(names, pa.ChunkedArray):
+        names = names.chunk(0) if names.num_chunks else pa.array([], pa.string()).dictionary_encode()
+    codes = names.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    cuts = np.searchsorted(codes[order], np.arange(len(names.dictionary) + 1))
+    steps, values = (table[column].to_numpy()[order] for column in ("step", "value"))
+    spans = zip(names.dictionary.to_pylist(), cuts[:-1], cuts[1:], strict=True)
+    return {name: Series(steps[a:b].tolist(), values[a:b].tolist()) for name, a, b in sorted(spans)}
 
 
 def open(path: str | Path) -> Run:  # noqa: A001 - `sv.open` is what people will look for
