@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 MARKS = ("<!-- rooms -->", "<!-- end of rooms -->")
 PACKAGES = ("segpo_core", "segviz")
 MATHS = ("advantages", "losses", "weights", "segments", "types")  #: one box: the maths is files, not a folder
-HIDDEN = ("moved", "shipped")  #: old names, and where the shipped files are
+HIDDEN = ("loading", "moved", "pictures", "shipped")  #: small helpers that many rooms use
 
 
 def room(module: str) -> str:

@@ -268,10 +268,14 @@ def _credit(argv: list[str]) -> int:
         description="Compute other methods' credit for a run's recorded rollouts; it is stored in RUN/credit.",
     )
     parser.add_argument("run", help="run directory")
-    parser.add_argument("--method", required=True, help="names, with commas between them: grpo,rloo,sapo")
+    parser.add_argument(
+        "--method", required=True, help="names, with commas between them: grpo,rloo,sapo; your own as file.py:Class"
+    )
     parser.add_argument("--steps", help="steps, with commas between them; default: all that were recorded")
     parser.add_argument(
-        "--trust-code", action="store_true", help="load the files and modules that the run names for its rewards"
+        "--trust-code",
+        action="store_true",
+        help="load the files and modules that the run names, and run what is in them",
     )
     args = parser.parse_args(argv)
     steps = None if args.steps is None else args.steps.split(",")
@@ -302,32 +306,41 @@ def _elsewhere(name: str, argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    from segpo_core.afterwards.trained import Policy, run_config, run_of, run_rewards
+    from segpo_core.afterwards.trained import Policy, run_config, run_of, run_rewards, run_task
     from segpo_core.tasks import load_task
+    from segpo_core.tasks.rewards import load_reward
     from segpo_core.training.evaluate import evaluate
 
     parser = argparse.ArgumentParser(prog="segpo evaluate", description="Measure a model on held-out problems (JSON).")
     parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="a run, one of its checkpoints, or a model")
-    parser.add_argument("--dataset", help="default: the run's own; of a model that is no run's, shapes")
+    parser.add_argument(
+        "--dataset", help="a file, or file.py:Task; default: the run's own; of a model that is no run's, shapes"
+    )
     parser.add_argument(
         "--dataset-args", nargs="*", default=[], metavar="NAME VALUE", help="settings of the data set, as in train"
+    )
+    parser.add_argument(
+        "--reward-funcs", nargs="*", default=[], help="built-in names or file.py:function, in place of the data set's"
     )
     parser.add_argument("--size", type=int, default=400, help="held-out problems")
     parser.add_argument("--samples", type=int, default=8, help="sampled completions a problem; 0: greedy only")
     parser.add_argument("--max-completion-length", type=int, help="default: the run's own; of a model, 96")
     parser.add_argument(
-        "--trust-code", action="store_true", help="load the files and modules that the run names for its rewards"
+        "--trust-code",
+        action="store_true",
+        help="load the files and modules that the run names, and run what is in them",
     )
     args = parser.parse_args(argv)
     run, settings = run_of(args.model), _pairs(args.dataset_args)
+    own = [load_reward(spec) for spec in args.reward_funcs]
     if run is None or args.dataset is not None:
         task = load_task(args.dataset or "shapes", **settings)
-        functions, weights = task.reward_funcs, None
+        functions, weights = own or task.reward_funcs, None
     else:
         config = run_config(run)
         config.dataset_args |= settings
-        functions, weights = run_rewards(config, run, args.trust_code), config.reward_weights
-        task = load_task(config.dataset, **config.dataset_args)
+        functions, weights = own or run_rewards(config, run, args.trust_code), None if own else config.reward_weights
+        task = run_task(config, run, args.trust_code)
     policy = Policy.load(args.model, reward_funcs=functions)
     if args.max_completion_length or run is None:
         policy.sampler.max_completion_length = args.max_completion_length or 96

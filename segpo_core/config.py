@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -16,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from segpo_core.algos import METHODS, SAPO, Method
+from segpo_core.loading import absolute, load_object, names_code
 
 
 @dataclass
@@ -23,7 +25,8 @@ class TrainConfig:
     """Train a (vision-)language policy with segment-level credit."""
 
     method: str = "sapo"
-    """Which method assigns the credit. Its own settings are listed below, under `algo`."""
+    """Which method assigns the credit: a name, or a class of your own as `file.py:Class` or `package.module:Class`. Its
+    own settings are listed below, under `algo`."""
     algo: Method = field(default_factory=SAPO)
     """Settings of the method."""
 
@@ -49,7 +52,8 @@ class TrainConfig:
     """Names of the modules that get an adapter; None: every linear layer of the language model."""
 
     dataset: str = "shapes"
-    """`shapes`, or a .jsonl / .parquet file, or the hub name of a data set with prompt, images and answer columns."""
+    """`shapes`, or a .jsonl / .parquet file, or the hub name of a data set with prompt, images and answer columns, or a
+    task of your own as `file.py:Task` or `package.module:Task`."""
     dataset_args: dict[str, Any] = field(default_factory=dict)
     """Further settings of the data set, such as its columns' names (see segpo_core/tasks)."""
     reward_funcs: list[str] = field(default_factory=list)
@@ -117,6 +121,8 @@ class TrainConfig:
     """Stay on the CPU although there is an accelerator."""
 
     def __post_init__(self) -> None:
+        # Written out, so that the run that is recorded can be opened from any folder.
+        self.dataset, self.reward_funcs = absolute(self.dataset), [absolute(spec) for spec in self.reward_funcs]
         if self.method != self.algo.name:
             raise ValueError(f"method is {self.method!r} but algo holds the settings of {self.algo.name!r}")
         for name in ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations",
@@ -187,9 +193,9 @@ def from_dict(settings: dict[str, Any], source: str = "the settings", method: st
         ValueError: an unknown method or setting (the nearest known name is suggested).
     """
     settings = dict(settings)
-    name = method or settings.get("method", TrainConfig.method)
+    algo = method_class(method or settings.get("method", TrainConfig.method))
+    name = algo.name
     settings.pop("method", None)
-    algo = method_class(name)
     run_names = {f.name for f in fields(TrainConfig)} - {"algo", "method"}
     algo_names = {f.name for f in fields(algo)}
     section = _section(settings.pop("methods", None) or {}, name, source)
@@ -217,20 +223,36 @@ def _section(methods: Any, name: str, source: str) -> dict[str, Any]:
     if not isinstance(methods, dict) or not all(isinstance(section, dict) for section in methods.values()):
         raise ValueError(f"{source}: methods must be a mapping of method names to mappings of their settings")
     for other in methods:
-        method_class(other)
+        if other != name:
+            method_class(other)
     section: dict[str, Any] = methods.get(name, {})
     return section
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name.
+    """The method of that name; of your own, "file.py:Class" or "package.module:Class".
 
     Raises:
-        ValueError: there is none; the known ones are listed.
+        ValueError: there is none (the known ones are listed), or it is no method.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(METHODS))}")
-    return METHODS[name]
+    if not names_code(name):
+        if name not in METHODS:
+            raise ValueError(
+                f"unknown method {name!r}; known: {', '.join(sorted(METHODS))}; one of your own is file.py:Class"
+            )
+        return METHODS[name]
+    found = load_object(name, "method")
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise ValueError(f"method {name!r} is no method: it must be a subclass of segpo_core.algos.Method")
+    if missing := sorted(found.__abstractmethods__) + [n for n in ("name", "title") if not hasattr(found, n)]:
+        raise ValueError(f"method {name!r} has no {', '.join(missing)}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", found.name):  # it names folders
+        raise ValueError(f"method {name!r} calls itself {found.name!r}: a name has letters, digits, - and _")
+    if found.name in METHODS and found is not METHODS[found.name]:
+        raise ValueError(f"method {name!r} calls itself {found.name!r}, as one of the toolkit's: choose another name")
+    if shared := sorted({f.name for f in fields(found)} & {f.name for f in fields(TrainConfig)}):
+        raise ValueError(f"method {name!r} has a setting {shared[0]!r}, which is the run's: choose another name")
+    return found
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Rooms from the ground up. A room imports what stands before it, or itself; those in one line do not know each other.
 FLOORS = {
     "segpo_core": (
-        ("shipped", "types", "segments", "moved", "pictures"),
+        ("shipped", "types", "segments", "moved", "pictures", "loading"),
         ("advantages", "losses", "weights", "prefix_tree"),
         ("record", "tasks"),
         ("policy",),
@@ -34,7 +34,9 @@ FLOORS = {
 }
 MATHS = ("types", "segments", "advantages", "losses", "weights", "prefix_tree")
 #: What the views may ask of the core: the record, the maths, tasks, and the policy that a run left behind.
-FOR_VIEWS = ("shipped", "types", "segments", "record", "tasks", "policy", "sampling", "afterwards", "algos", "config")
+FOR_VIEWS = (
+    "shipped", "loading", "types", "segments", "record", "tasks", "policy", "sampling", "afterwards", "algos", "config",
+)  # fmt: skip
 
 
 class _Imports(ast.NodeVisitor):

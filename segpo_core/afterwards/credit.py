@@ -45,11 +45,11 @@ def recompute(
 
     Args:
         directory: the run.
-        methods: names, as in `segpo train --method`.
+        methods: names, as in `segpo train --method`; those of your own as "file.py:Class".
         steps: which; None: all that were recorded.
         critic: a run of the same model whose critic is asked for values that were not recorded; None: this run's own.
-        trust_code: load the files and modules that the run names for its rewards, where a method asks for rewards of
-            further texts; that runs what is in them.
+        trust_code: load the files and modules that the run names, for its own method and for its rewards (where a
+            method asks for rewards of further texts); that runs what is in them.
 
     Raises:
         ValueError: no run, an unknown method, a step that was not recorded, or a method that cannot be computed here
@@ -82,7 +82,7 @@ class Run:
 
     @cached_property
     def config(self) -> TrainConfig:
-        return run_config(self.directory)
+        return run_config(self.directory, self.trust_code)
 
     @property
     def own(self) -> str:
@@ -90,8 +90,18 @@ class Run:
         return store.read_manifest(self.directory)["config"].get("method", TrainConfig.method)
 
     def method(self, name: str) -> Method:
-        """The run's own method as it was set, any other with its defaults."""
-        return self.config.algo if name == self.own == self.config.method else method_class(name)()
+        """The run's own method as it was set, any other with its defaults.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        if name == self.own:
+            if self.config.method == name:
+                return self.config.algo
+            code = store.read_manifest(self.directory).get("method_code") or "file.py:Class, where its class is"
+            raise ValueError(f"{name} is the run's own method: read {code}, then give --trust-code, or name that")
+        chosen = method_class(name)
+        return run_config(self.directory, method=name).algo if chosen.name == self.own else chosen()
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """The recorded rows of a step, in order."""

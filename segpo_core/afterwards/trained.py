@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from segpo_core.algos import METHODS
-from segpo_core.config import TrainConfig, from_dict
+from segpo_core.config import TrainConfig, from_dict, method_class
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.load import (
     eos_token_ids,
@@ -28,7 +28,7 @@ from segpo_core.policy.load import (
 )
 from segpo_core.record import store
 from segpo_core.sampling.generate import Sampler, token_pieces
-from segpo_core.tasks import load_task
+from segpo_core.tasks import Task, load_task
 from segpo_core.tasks.rewards import load_reward
 from segpo_core.training import checkpoint, evaluate
 
@@ -192,14 +192,25 @@ def run_of(place: str | Path) -> Path | None:
     return run if (path / "trainer.json").exists() and (run / "run.json").exists() else None
 
 
-def run_config(directory: Path) -> TrainConfig:
-    """The settings of a run, from its manifest. For a method that is not the toolkit's, those of the run alone.
+def run_config(directory: Path, trust_code: bool = False, method: str | None = None) -> TrainConfig:
+    """The settings of a run, from its manifest. Of a run whose method is not the toolkit's, those of the run alone,
+    unless its class is at hand.
+
+    Args:
+        directory: the run.
+        trust_code: load the class that the run names for its method, which runs what is in that file or module.
+        method: "file.py:Class" or "module:Class", the class of the run's method, if that is its name.
 
     Raises:
         SchemaError, ValueError: no run, or settings that are not known.
     """
-    settings = dict(store.read_manifest(directory)["config"])
-    if settings.get("method", TrainConfig.method) not in METHODS:
+    manifest = store.read_manifest(directory)
+    settings, code = dict(manifest["config"]), manifest.get("method_code")
+    own = settings.get("method", TrainConfig.method)
+    if own not in METHODS:
+        chosen = method or (str(code) if trust_code and code else None)
+        if chosen is not None and method_class(chosen).name == own:
+            return from_dict(settings | {"method": chosen}, str(directory / "run.json"))
         known = {item.name for item in fields(TrainConfig)} - {"algo", "method"}
         settings = {name: value for name, value in settings.items() if name in known}
     return from_dict(settings, str(directory / "run.json"))
@@ -209,19 +220,34 @@ def run_rewards(config: TrainConfig, run: Path, trust_code: bool = False) -> lis
     """The reward functions that a run with these settings has.
 
     Raises:
-        ValueError: the run names a file or module of its own, and `trust_code` is not set: whoever wrote the run would
-            decide what runs here.
+        ValueError: the run names a file or module of its own, and `trust_code` is not set.
     """
-    named: list[Any] = list(config.reward_funcs or []) or [config.dataset_args.get("reward")]
-    foreign = [str(spec) for spec in named if spec is not None and ":" in str(spec)]
+    if config.reward_funcs:
+        _trusted(run, config.reward_funcs, trust_code)
+        return [load_reward(spec) for spec in config.reward_funcs]
+    return run_task(config, run, trust_code).reward_funcs
+
+
+def run_task(config: TrainConfig, run: Path, trust_code: bool = False) -> Task:
+    """The problems that a run with these settings has.
+
+    Raises:
+        ValueError: as `run_rewards`.
+    """
+    _trusted(run, [config.dataset, config.dataset_args.get("reward")], trust_code)
+    if config.dataset.startswith("<"):
+        raise ValueError(f"the data set of {run} was a Python object, {config.dataset}: name another with --dataset")
+    return load_task(config.dataset, **config.dataset_args)
+
+
+def _trusted(run: Path, named: Sequence[Any], trust_code: bool) -> None:
+    """Whoever wrote the run would decide what runs here."""
+    foreign = [repr(spec) for spec in named if spec is not None and ":" in str(spec)]
     if foreign and not trust_code:
         raise ValueError(
-            f"{run} names reward functions that are not the toolkit's: {', '.join(map(repr, foreign))}. Loading them "
+            f"{run} names code that is not the toolkit's for its rewards or problems: {', '.join(foreign)}. Loading it "
             "runs what is in that file or module: read it, then give --trust-code (in Python trust_code=True)"
         )
-    if config.reward_funcs:
-        return [load_reward(spec) for spec in config.reward_funcs]
-    return load_task(config.dataset, **config.dataset_args).reward_funcs
 
 
 def recorded_example(row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from segpo_core.loading import load_object, names_code
 
 SUFFIXES = (".jsonl", ".parquet")
 
@@ -32,10 +35,13 @@ class Task(Protocol):
 
 
 def load_task(name_or_path: str, **settings: Any) -> Task:
-    """The task "shapes", or a data set: a JSONL or Parquet file, a saved data set's directory, or a hub name.
+    """The task "shapes", one of your own ("file.py:Task", "package.module:Task"), or a data set: a JSONL or Parquet
+    file, a saved data set's directory, or a hub name.
 
     Raises: ValueError when there is no such task or a setting is unknown to it.
     """
+    if names_code(name_or_path):
+        return _own(name_or_path, settings)
     # Imported on use: reading data sets takes libraries that the shapes do without.
     if name_or_path == "shapes":
         from segpo_core.tasks.shapes import ShapesTask as task
@@ -46,12 +52,32 @@ def load_task(name_or_path: str, **settings: Any) -> Task:
     else:
         raise ValueError(
             f"unknown task {name_or_path!r}; known: shapes, a file ({', '.join(SUFFIXES)}), the directory of a saved "
-            "data set, or a data set on the hub (owner/name)"
+            "data set, one of your own (file.py:Task), or a data set on the hub (owner/name)"
         )
     known = task.__dataclass_fields__
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"task {name_or_path!r} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
     return task(**{setting: _typed(setting, str(known[setting].type), value) for setting, value in settings.items()})
+
+
+def _own(spec: str, settings: dict[str, Any]) -> Task:
+    """A task that `spec` names: a class or function that makes it of the settings, or the task itself."""
+    task = load_object(spec, "data set")
+    if callable(task):
+        try:
+            wanted = {name: str(item.type) for name, item in getattr(task, "__dataclass_fields__", {}).items()}
+            settings = {name: _typed(name, wanted.get(name, "str"), value) for name, value in settings.items()}
+            inspect.signature(task).bind(**settings)
+        except TypeError as error:
+            raise ValueError(f"data set {spec!r}: {error}; its settings are {inspect.signature(task)}") from None
+        task = task(**settings)
+    elif settings:
+        raise ValueError(f"data set {spec!r} is an object and takes no settings, such as {next(iter(settings))}")
+    if missing := [name for name in (*Task.__annotations__, "train", "eval", "inspect") if not hasattr(task, name)]:
+        raise ValueError(
+            f"data set {spec!r} has no {', '.join(missing)}: a task has the members of segpo_core.tasks.Task"
+        )
+    return task
 
 
 def _typed(setting: str, wanted: str, value: Any) -> Any:
@@ -61,6 +87,8 @@ def _typed(setting: str, wanted: str, value: Any) -> Any:
     if wanted.startswith("tuple"):
         return tuple(value.replace(",", " ").split())
     try:
+        if wanted.startswith("float"):
+            return float(value)
         return {"true": True, "false": False}[value.lower()] if wanted == "bool" else int(value)
     except (KeyError, ValueError):
         raise ValueError(f"{setting} is {value!r}: it must be of the kind {wanted}") from None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import importlib
-import importlib.util
+import functools
 import inspect
 import json
 import math
@@ -15,10 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from segpo_core.loading import load_object, names_code, spec_of
 from segpo_core.tasks.answers import is_number, last_expression, same_form, stated_answer, tidy, without_dress
 
 Reward = Callable[..., list[float | None]]
@@ -162,7 +159,7 @@ def run_rewards(
     parts: dict[str, list[float | None]] = {}
     total: list[float | None] = [None] * len(completions)
     for func, weight in zip(funcs, weights, strict=True):
-        name = base = getattr(func, "__name__", type(func).__name__)
+        name = base = _name(func)
         while name in parts:
             name = f"{base}_{len(parts) + 1}"
         parts[name] = _call(func, name, prompts, completions, columns)
@@ -227,58 +224,47 @@ BUILT_IN: dict[str, Reward] = {f.__name__: f for f in (answer_reward, math_rewar
 
 
 def load_reward(spec: str | Reward) -> Reward:
-    """A reward function by built-in name, as "module:function" or as "file.py:function"; a function stays as it is.
+    """A reward function by built-in name, as "module:name" or as "file.py:name"; what can be called stays as it is. A
+    class is made an instance, without arguments.
 
     Raises: ValueError that says what is missing.
     """
-    if callable(spec):
-        return spec
-    place, colon, name = spec.rpartition(":")
-    if not colon:
-        if spec in BUILT_IN:
-            return BUILT_IN[spec]
-        raise ValueError(
-            f"unknown reward function {spec!r}; known: {', '.join(BUILT_IN)}, "
-            "or give module:function or file.py:function"
-        )
-    try:
-        if place.endswith(".py"):
-            module = _load_file(Path(place).resolve())
-        else:
-            _add_to_path(Path.cwd())
-            module = importlib.import_module(place)
-    except Exception as error:
-        raise ValueError(f"reward function {spec!r}: cannot load {place}: {type(error).__name__}: {error}") from error
-    func = getattr(module, name, None)
+    func: Any = spec
+    if isinstance(spec, str):
+        if spec.startswith("<"):  # as `spoken` writes it
+            raise ValueError(f"the reward function {spec} was a Python object that no file holds: hand it over again")
+        if not names_code(spec):
+            if spec in BUILT_IN:
+                return BUILT_IN[spec]
+            raise ValueError(
+                f"unknown reward function {spec!r}; known: {', '.join(BUILT_IN)}, "
+                "or give module:function or file.py:function"
+            )
+        func = load_object(spec, "reward function")
+    if inspect.isclass(func):
+        try:
+            func = func()
+        except TypeError as error:
+            raise ValueError(
+                f"reward function {_name(func)}: the class cannot be made without arguments ({error}); give them "
+                "defaults, or name a function that makes it"
+            ) from error
     if not callable(func):
-        known = ", ".join(k for k, v in vars(module).items() if callable(v) and not k.startswith("_")) or "none"
-        raise ValueError(f"reward function {spec!r}: {place} has no function {name}; it has: {known}")
+        raise ValueError(f"reward function {spec!r} is {type(func).__name__} and cannot be called")
     return func
 
 
-def _load_file(file: Path) -> ModuleType:
-    """The file as a module that can import its neighbours and be pickled; read anew each time, as it is now."""
-    _add_to_path(file.parent)
-    name = file.stem
-    there = importlib.util.find_spec(name) if name.isidentifier() else None
-    if there is None or there.origin is None or Path(there.origin).resolve() != file:
-        name = f"reward_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"  # another module's name
-    found = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(found)
-    before = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses and pickle look there
-    try:
-        found.loader.exec_module(module)
-    except BaseException:
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
-        raise
-    return module
+def spoken(func: Reward) -> str:
+    """What run.json calls a reward function: the name that `load_reward` finds again, or <its name> where none does."""
+    if getattr(func, "__name__", None) in BUILT_IN and BUILT_IN[func.__name__] is func:
+        return func.__name__
+    # An instance is found by its class if that is all there is to it.
+    bare = not inspect.isroutine(func) and not getattr(func, "__dict__", True)
+    return spec_of(func) or (spec_of(type(func)) if bare else None) or f"<{_name(func)}>"
 
 
-def _add_to_path(folder: Path) -> None:
-    """At the end: a file of the folder must not hide a library."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+def _name(func: Any) -> str:
+    """The name under which a function's values are recorded: its own, that of what a partial wraps, or its class's."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return getattr(func, "__name__", type(func).__name__)

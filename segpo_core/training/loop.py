@@ -17,9 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
 from segpo_core import losses
+from segpo_core.algos import METHODS
 from segpo_core.algos.base import without_cut
 from segpo_core.algos.check import checked
 from segpo_core.config import TrainConfig
+from segpo_core.loading import spec_of
 from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import (
@@ -119,6 +121,7 @@ class Trainer:
                 model=self._describe_model(),
                 method=self.method.name,
                 method_title=self.method.title,
+                method_code=None if type(self.method) in METHODS.values() else spec_of(type(self.method)),
                 seed=config.seed,
                 processes=self.world,
                 device=torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else "cpu",

@@ -1,4 +1,4 @@
-"""The tab Start a run: training of the demo task in a process of its own, watched and stopped from here."""
+"""The tab Start a run: training, of the demo task or your own, in another process, watched and stopped from here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from typing import Any
 
 import gradio as gr
 
+from segpo_core.loading import names_code
 from segpo_core.shipped import ROOT
+from segpo_core.tasks import SUFFIXES
 from segviz.show.encode import tidy
 from segviz.show.theme import METHODS
 
@@ -49,6 +51,7 @@ class Settings:
     completions: int = 64  #: a step
     eval_steps: int = 25
     eval_size: int = 200
+    dataset: str = "shapes"
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -56,8 +59,10 @@ class Settings:
                 "The name must begin with a letter or digit and hold at most 64 letters, digits, dots, dashes and "
                 "underscores: it becomes a folder."
             )
-        if self.method not in METHODS:
-            raise ValueError(f"The method must be one of {', '.join(METHODS)}.")
+        if self.method not in METHODS and not names_code(self.method):
+            raise ValueError(f"The method must be one of {', '.join(METHODS)}, or file.py:Class.")
+        for setting in (self.method, self.dataset):
+            _check_place(setting)
         for field, low, high in _BOUNDS:
             value = getattr(self, field)
             if not (isinstance(value, int) and low <= value <= high):
@@ -77,7 +82,22 @@ class Settings:
             "--max-steps", str(self.max_steps), "--seed", str(self.seed), "--learning-rate", f"{self.learning_rate:g}",
             "--num-generations", str(self.num_generations), "--per-device-train-batch-size", str(self.completions),
             "--eval-steps", str(self.eval_steps), "--eval-size", str(self.eval_size),
+            *(["--dataset", self.dataset] if self.dataset != "shapes" else []),
         ]  # fmt: skip
+
+
+def _check_place(setting: str) -> None:
+    """A file that is named must be there, and one whose code would run must lie where the app was started: who can
+    open the app may start what stands beside it, not every file of the machine.
+
+    Raises:
+        ValueError: it is not.
+    """
+    place = Path(setting.rpartition(":")[0] if names_code(setting) else setting)
+    if place.suffix in (".py", *SUFFIXES) and not place.is_file():
+        raise ValueError(f"There is no file {place}.")
+    if place.suffix == ".py" and not place.resolve().is_relative_to(Path.cwd().resolve()):
+        raise ValueError(f"{place} is outside the folder in which the app was started; start it with segpo train.")
 
 
 class Starter:
@@ -179,8 +199,12 @@ def tab(starter: Starter) -> None:
                 where = f"a new folder in {_short(starter.root)}"
                 name = gr.Textbox(starter.free_name, label="Name", elem_id="start-name", info=where, max_length=64)
                 known = [(label, key) for key, label in METHODS.items()]
-                says = "which part of a completion is credited, and how"
-                method = gr.Dropdown(known, value="sapo", label="Method", elem_id="start-method", info=says)
+                says = "which part of a completion is credited, and how; your own: file.py:Class"
+                method = gr.Dropdown(
+                    known, value="sapo", label="Method", elem_id="start-method", info=says, allow_custom_value=True,
+                )  # fmt: skip
+                what = "shapes, a .jsonl or .parquet file, or your own task, file.py:Task"
+                data = gr.Textbox("shapes", label="Problems", elem_id="start-dataset", info=what)
                 with gr.Row():
                     steps = gr.Number(150, label="Steps", elem_id="start-steps", precision=0, minimum=1)
                     seed = gr.Number(0, label="Seed", elem_id="start-seed", precision=0, minimum=0)
@@ -215,7 +239,7 @@ def tab(starter: Starter) -> None:
             begin = gr.Button("Start training", variant="primary", elem_id="start-begin")
         with gr.Column(scale=6, min_width=320):
             gr.HTML("<segpo-trainer></segpo-trainer>", elem_classes="bare")
-    inputs = [name, method, steps, seed, rate, group, batch, every, size]
+    inputs = [name, method, steps, seed, rate, group, batch, every, size, data]
 
     def show(*values: Any) -> str:
         try:
@@ -225,14 +249,15 @@ def tab(starter: Starter) -> None:
 
     def rename(method: str, name: str) -> Any:
         """A suggested name follows the method; one's own name stays."""
-        suggested = re.fullmatch(rf"({'|'.join(METHODS)})-\d+", name or "")
-        return starter.free_name(method) if suggested or not name else gr.skip()
+        suggested = re.fullmatch(rf"({'|'.join(METHODS)}|own)-\d+", name or "")
+        known = method if method in METHODS else "own"
+        return starter.free_name(known) if suggested or not name else gr.skip()
 
     def start(name: str, method: str, steps: float, seed: float, rate: float, group: float, batch: float, every: float,
-              size: float) -> str:  # fmt: skip
-        """Start training of the demo task; returns what was started. At most one training runs at a time."""
+              size: float, dataset: str = "shapes") -> str:  # fmt: skip
+        """Start training; returns what was started. At most one training runs at a time."""
         try:
-            settings = _settings((name, method, steps, seed, rate, group, batch, every, size))
+            settings = _settings((name, method, steps, seed, rate, group, batch, every, size, dataset))
             starter.start(settings)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
@@ -254,11 +279,14 @@ def tab(starter: Starter) -> None:
 
 
 def _settings(values: tuple) -> Settings:
-    name, method, *numbers = values
+    name, method, *numbers, dataset = values
     if any(number is None for number in numbers):
         raise ValueError("Every number must be given.")
-    steps, seed, rate, *rest = numbers
-    return Settings(name or "", method, int(steps), int(seed), float(rate), *map(int, rest))
+    steps, seed, rate, group, completions, every, size = numbers
+    return Settings(
+        name or "", method or "", int(steps), int(seed), float(rate), int(group), int(completions), int(every),
+        int(size), dataset or "shapes",
+    )  # fmt: skip
 
 
 def _short(path: Path) -> str:

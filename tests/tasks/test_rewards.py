@@ -264,8 +264,8 @@ def test_load_reward(tmp_path, monkeypatch) -> None:
     (tmp_path / "broken.py").write_text("def f(:\n")
     for spec, message in (
         ("nonsense", "unknown reward function 'nonsense'; known: answer_reward, math_reward, format_reward"),
-        (f"{file}:length", "has no function length; it has: brevity"),
-        (f"{file}:math", "has no function math"),
+        (f"{file}:length", "has no length; it has: brevity"),
+        (f"{file}:math", "is module and cannot be called"),
         (f"{tmp_path}/none.py:f", "cannot load .*none.py: FileNotFoundError"),
         (f"{tmp_path}/broken.py:f", "cannot load .*broken.py: SyntaxError"),
         (f"{tmp_path}/none.py:f", "FileNotFoundError"),
