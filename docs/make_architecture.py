@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 MARKS = ("<!-- rooms -->", "<!-- end of rooms -->")
 PACKAGES = ("segpo_core", "segviz")
 MATHS = ("advantages", "losses", "weights", "segments", "types")  #: one box: the maths is files, not a folder
-HIDDEN = ("loading", "moved", "pictures", "shipped")  #: small helpers that many rooms use
+HIDDEN = ("loading", "moved", "pictures", "shipped", "trl_names")  #: small helpers that many rooms use
 
 
 def room(module: str) -> str:

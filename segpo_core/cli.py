@@ -11,10 +11,11 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import datetime
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -93,20 +94,27 @@ def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | Non
     import tyro
 
     from segpo_core.config import TrainConfig, from_dict, load_yaml
+    from segpo_core.trl_names import RULES, TURNED
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--method")
     first.add_argument("--dataset-args", "--dataset_args", nargs="*", default=[])
+    for name in TURNED | ({*RULES} - {item.name for item in fields(TrainConfig)}):  # TRL's, which tyro does not know
+        first.add_argument(f"--{name.replace('_', '-')}", f"--{name}", nargs="*", dest=f"trl.{name}")
     known, rest = first.parse_known_args(argv)
     settings = dict(defaults or {})
     if known.config:
         settings |= load_yaml(known.config)
+    settings |= {
+        name[4:]: _value(words) for name, words in vars(known).items() if name[:4] == "trl." and words is not None
+    }
     if known.dataset_args:
         settings["dataset_args"] = {**settings.get("dataset_args", {}), **_pairs(known.dataset_args)}
     config = from_dict(settings, known.config or "the settings", known.method)
-    # tyro would make a flag of every name in it, some of which are fields of the run
+    # tyro would make a flag of every name in them, some of which are fields of the run
     args_of_data, config.dataset_args = config.dataset_args, {}
+    args_of_lora, config.lora_args = config.lora_args, {}
     config = tyro.cli(
         TrainConfig,
         default=config,
@@ -117,8 +125,16 @@ def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | Non
         f"The method's own settings are those of {config.algo.title}; --method NAME shows another's.",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
     )
-    config.dataset_args = args_of_data
+    config.dataset_args, config.lora_args = args_of_data, args_of_lora
     return config
+
+
+def _value(words: list[str]) -> Any:
+    """What a flag says, as YAML would read it; a flag alone says true."""
+    import yaml
+
+    values = [yaml.safe_load(word) for word in words]
+    return True if not values else values[0] if len(values) == 1 else values
 
 
 def _pairs(words: list[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,12 @@ import yaml
 
 from segpo_core.algos import METHODS, SAPO, Method
 from segpo_core.loading import absolute, load_object, names_code
+from segpo_core.shipped import shipped
+from segpo_core.trl_names import translate
+
+log = logging.getLogger(__name__)
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass
@@ -50,6 +57,8 @@ class TrainConfig:
     """Their scale: alpha / r."""
     lora_target_modules: list[str] | None = None
     """Names of the modules that get an adapter; None: every linear layer of the language model."""
+    lora_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of peft's LoraConfig: use_dora, use_rslora, modules_to_save …"""
 
     dataset: str = "shapes"
     """`shapes`, or a .jsonl / .parquet file, or the hub name of a data set with prompt, images and answer columns, or a
@@ -77,7 +86,9 @@ class TrainConfig:
     num_iterations: int = 1
     """Times the update goes over a step's completions."""
     max_prompt_length: int | None = None
-    """Longest prompt in tokens; a longer one is an error. None: what the model's context leaves."""
+    """Longest prompt in tokens. None: what max_completion_length leaves of the model's context."""
+    filter_overlong_prompts: bool = True
+    """Problems with a longer prompt are left out, counted and named, and another takes their place; false: an error."""
     max_completion_length: int = 256
     """Tokens after which a completion is cut."""
     temperature: float = 1.0
@@ -88,12 +99,14 @@ class TrainConfig:
 
     max_steps: int = 100
     """Steps to train; one step is sample, score, credit, update."""
+    num_train_epochs: float | None = None
+    """Passes over the training problems, in place of max_steps."""
     learning_rate: float = 1e-6
     """Peak learning rate of the policy."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate goes on after its warm-up: stays, or falls to 0 at max_steps."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises from 0."""
+    warmup_steps: float = 0
+    """Steps over which the learning rate rises from 0; below 1, the share of max_steps."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     adam_beta2: float = 0.999
@@ -115,8 +128,8 @@ class TrainConfig:
     """Checkpoints kept; the oldest go first."""
     record_steps: int = 1
     """Steps between recorded rollouts; 0: none are recorded."""
-    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-    """Experiment tracker to write to as well, through accelerate."""
+    report_to: str = "none"
+    """Experiment trackers to write to as well, through accelerate: tensorboard, trackio, wandb; several with commas."""
     cpu: bool = False
     """Stay on the CPU although there is an accelerator."""
 
@@ -129,6 +142,8 @@ class TrainConfig:
                      "max_completion_length", "max_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            raise ValueError(f"report_to names {unknown[0]!r}; there are none, {', '.join(TRACKERS)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}: sampling needs one above 0")
         if self.num_generations < 2 and self.algo.compares_completions:
@@ -141,6 +156,11 @@ class TrainConfig:
                 f"steps_per_generation {self.passes} must be a multiple of gradient_accumulation_steps "
                 f"{self.gradient_accumulation_steps}, so that a step is a whole number of updates"
             )
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in `report_to`."""
+        return [name.strip() for name in self.report_to.split(",") if name.strip() not in ("", "none")]
 
     @property
     def passes(self) -> int:
@@ -167,11 +187,12 @@ class TrainConfig:
     def learning_rate_factor(self, step: int) -> float:
         """Share of the peak learning rate in step `step` (the first is 1). A function of the step alone, so a run that
         goes on from a checkpoint needs no scheduler state."""
-        if step <= self.warmup_steps:
-            return step / self.warmup_steps
+        warmup = self.warmup_steps if self.warmup_steps >= 1 else math.ceil(self.warmup_steps * self.max_steps)
+        if step <= warmup:
+            return step / warmup
         if self.lr_scheduler_type == "constant":
             return 1.0
-        done = (step - 1 - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        done = (step - 1 - warmup) / max(1, self.max_steps - warmup)
         return 1 - done if self.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,6 +223,9 @@ def from_dict(settings: dict[str, Any], source: str = "the settings", method: st
     if foreign := sorted(set(section) - run_names - algo_names):
         raise ValueError(f"{source}: methods: {algo.title} has no setting {foreign[0]!r}")
     settings |= section
+    settings, words = translate(settings, run_names | algo_names, source)
+    for word in words:
+        log.warning("%s: accepted without effect: %s", source, word)
     everyones = {f.name for known in METHODS.values() for f in fields(known)}
     mine: dict[str, Any] = {}
     for key in list(settings):
@@ -256,13 +280,13 @@ def method_class(name: str) -> type[Method]:
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Settings from a YAML file.
+    """Settings from a YAML file: one that is there, or one that is shipped (configs/demo.yaml).
 
     Raises:
         ValueError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = yaml.safe_load(shipped(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"config file {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -65,6 +65,7 @@ class Rollouts:
     texts: list[str] = field(default_factory=list)  #: B completion texts
     pieces: list[list[str]] = field(default_factory=list)  #: B lists of token texts; joined they *are* the text
     reward_parts: dict[str, list[float | None]] = field(default_factory=dict)  #: reward name -> B values
+    extra: dict[str, list[Any]] = field(default_factory=dict)  #: columns that reward functions logged -> B values
     truth: list[dict[str, Any] | None] = field(default_factory=list)  #: the task's ground truth about each text
 
     def __len__(self) -> int:

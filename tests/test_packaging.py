@@ -6,7 +6,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tomllib
+import venv
 from importlib import metadata
 from pathlib import Path
 
@@ -166,3 +169,54 @@ def test_version_is_the_projects() -> None:
     except metadata.PackageNotFoundError:
         pytest.skip("segpo is not installed here: run `make test`")
     assert segpo_core.__version__ == segviz.__version__ == installed == PROJECT["version"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel in a virtual environment of its own, which borrows every other package; nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if name.startswith(("segpo_core/", "segviz/", "configs/", "data/")) or "/" not in name:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, source]
+    subprocess.run([*pip, *build], check=True, capture_output=True, timeout=300)
+    venv.create(folder / "venv", with_pip=False)
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    (wheel,) = folder.glob("segpo-*.whl")
+    subprocess.run(
+        [*pip, "--python", folder / "venv/bin/python", "install", "--no-deps", "--no-index", wheel],
+        check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # after our own, so ours is found first
+    return folder / "venv/bin/segpo"
+
+
+def run_installed(segpo: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed command in `folder`, with nothing of the checkout in its environment."""
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
+    env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([segpo, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_what_the_demo_needs(installed: Path, tmp_path: Path) -> None:
+    python = installed.with_name("python")
+    code = "import segpo_core, segviz, segpo_core.shipped as s; print(segpo_core.__file__, segviz.__file__, s.ROOT)"
+    where = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={}).stdout.split()
+    assert all(Path(place).is_relative_to(installed.parents[1]) for place in where) and len(where) == 3
+    for name in ("configs/demo.yaml", "configs/accelerate/fsdp2.yaml", "data/tiny-vlm/model.safetensors"):
+        assert (Path(where[2]) / name).is_file()
+
+    few = ["--max-steps", "1", "--eval-size", "2", "--cpu"]
+    small = [*few, "--per-device-train-batch-size", "8"]
+    run_installed(installed, tmp_path, "evaluate", "--size", "2", "--samples", "0")
+    run_installed(installed, tmp_path, "train", "--config", "configs/demo.yaml", *small, "--output-dir", "runs/mine")
+    run_installed(installed, tmp_path, "demo", "--no-app", "--alone", *small)
+    assert {path.name for path in (tmp_path / "runs").glob("*.html")} or list((tmp_path / "runs/demo").glob("*.html"))
+    assert (tmp_path / "runs/mine/checkpoints/step-000001/config.json").is_file()

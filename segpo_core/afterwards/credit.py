@@ -222,7 +222,8 @@ class Run:
         """The run's rewards of further texts, for `Method.estimate`."""
 
         def rewards(groups: list[int], texts: list[str]) -> list[float]:
-            total, _ = evaluate.reward_texts(self.reward_funcs, self.config.reward_weights, examples, groups, texts)
+            weights, tokenizer = self.config.reward_weights, self.policy.sampler.tokenizer
+            total, _ = evaluate.reward_texts(self.reward_funcs, weights, examples, groups, texts, tokenizer=tokenizer)
             return [float("nan") if value is None else value for value in total]
 
         return rewards

@@ -157,8 +157,9 @@ class Policy:
         if not texts or not self.reward_funcs or "answer" not in example:
             return [None] * len(texts)
         total, _ = evaluate.reward_texts(
-            self.reward_funcs, self.reward_weights, [dict(example)], [0] * len(texts), list(texts)
-        )
+            self.reward_funcs, self.reward_weights, [dict(example)], [0] * len(texts), list(texts),
+            tokenizer=self.sampler.tokenizer,
+        )  # fmt: skip
         return total
 
     def check(self, completion_ids: Sequence[int], text: str | None = None) -> None:

@@ -19,6 +19,10 @@ from segpo_core.policy.load import context_length, get_tokenizer, pad_token_id
 Batch = dict[str, Tensor]
 
 
+class TooLong(ValueError):
+    """A prompt that does not fit: a run may leave it out."""
+
+
 @dataclass(frozen=True)
 class Prompts:
     """P prompts as model inputs.
@@ -38,16 +42,18 @@ class Prompts:
         processor: Any,
         config: PreTrainedConfig,
         max_prompt_length: int | None = None,
+        max_completion_length: int = 1,
     ) -> "Prompts":
         """Process each example ("prompt", "images", "id") by chat template and processor.
 
         A conversational prompt (a list of messages) goes through the chat template. A string prompt is text
         as it stands; with images it becomes a user message with the images first. `processor` may be a
-        tokenizer.
+        tokenizer. `max_completion_length` tokens must still fit into the model's context.
 
         Raises:
+            TooLong: a prompt is longer than `max_prompt_length` or leaves no room in the model's context.
             ValueError: images for a model without image processor; image placeholders and images differ in
-                number; a prompt that is empty, longer than `max_prompt_length` or fills the model's context.
+                number; a prompt that is empty.
         """
         rows = []
         for number, example in enumerate(examples):
@@ -57,14 +63,16 @@ class Prompts:
             if length == 0:
                 raise ValueError(f"{name}: the prompt has no tokens; give it some text")
             if max_prompt_length is not None and length > max_prompt_length:
-                raise ValueError(
+                raise TooLong(
                     f"{name}: the prompt has {length} tokens, over max_prompt_length={max_prompt_length}; "
                     "raise max_prompt_length, shorten the prompt or use a smaller image"
                 )
-            if context is not None and length >= context:
-                raise ValueError(
-                    f"{name}: the prompt has {length} tokens and fills the model's context of {context}; "
-                    "shorten the prompt, use a smaller image or a model with a longer context"
+            if context is not None and length + max_completion_length > context:
+                room = f" and leaves no room for {max_completion_length} more" if length < context else ""
+                raise TooLong(
+                    f"{name}: the prompt has {length} tokens and fills the model's context of {context}{room}; "
+                    "shorten the prompt, use a smaller image, lower max_completion_length or use a model with a "
+                    "longer context"
                 )
             rows.append(row)
         return cls(tuple(rows), pad_token_id(config, processor))

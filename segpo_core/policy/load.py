@@ -27,7 +27,7 @@ from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING, MOD
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from segpo_core.shipped import ROOT
+from segpo_core.shipped import shipped
 
 _SOURCE = ("cache_dir", "force_download", "token", "revision", "local_files_only", "trust_remote_code")
 #: A model directory can bring Python files: left open, transformers asks at a terminal whether to run them.
@@ -89,9 +89,9 @@ _PREFIX_MODELS = ("paligemma",)
 
 
 def find_model(name: str) -> str:
-    """A model's directory as given, or, if it is not there, relative to the toolkit's own checkout (data/tiny-vlm)."""
-    own = ROOT / name
-    return str(own) if not Path(name).exists() and own.exists() else name
+    """A model's directory as given, or, if it is not there, the one that is shipped (data/tiny-vlm)."""
+    place = shipped(name)
+    return str(place) if place.exists() else name
 
 
 def load_config(path: str | Path, **kwargs: Any) -> PreTrainedConfig:
@@ -150,13 +150,14 @@ def load_model(
     lora_alpha: int = 32,
     lora_dropout: float = 0.0,
     lora_target_modules: list[str] | str | None = None,
+    lora_args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Load a policy in evaluation mode without dropout, with a fresh LoRA adapter if `use_peft`.
 
     The arguments are named as in TRL's `ModelConfig`; `dtype` is "auto" or a torch dtype or its name. Without
     `lora_target_modules` the adapter sits on every linear layer of the language model, never on the vision
-    tower. `kwargs` go to `from_pretrained` (e.g. `revision`).
+    tower. `lora_args` are further arguments of peft's LoraConfig. `kwargs` go to `from_pretrained` (e.g. `revision`).
 
     Raises:
         FileNotFoundError, ValueError: as `load_config`; also a model that does not read prompt and completion as one
@@ -173,17 +174,23 @@ def load_model(
     model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation=attn_implementation, **kwargs)
     disable_dropout(model)
     if use_peft:
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora_r,
-            lora_alpha=lora_alpha,
-            lora_dropout=lora_dropout,
-            target_modules=lora_target_modules or _language_linears(model),
-        )
-        model = get_peft_model(model, lora)
+        model = with_adapter(model, lora_r, lora_alpha, lora_dropout, lora_target_modules, **(lora_args or {}))
     return model.to(device).eval()
+
+
+def with_adapter(
+    model: nn.Module, r: int, alpha: int, dropout: float, target_modules: list[str] | str | None, **further: Any
+) -> Any:
+    """The model with a fresh LoRA adapter; arguments as in `load_model`, `further` ones of peft's LoraConfig."""
+    from peft import LoraConfig, get_peft_model
+
+    modules = target_modules or _language_linears(model)
+    settings = {"task_type": "CAUSAL_LM", "r": r, "lora_alpha": alpha, "lora_dropout": dropout} | further
+    try:
+        lora = LoraConfig(target_modules=modules, **settings)
+    except TypeError as error:
+        raise ValueError(f"lora_args: {error}") from None
+    return get_peft_model(model, lora)
 
 
 def _check_supported(config: PreTrainedConfig) -> None:

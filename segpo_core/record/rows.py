@@ -91,7 +91,10 @@ def rollout_rows(
                 "example_id": str(example.get("id", "")),
                 "prompt": _json(example["prompt"]),
                 "images": image_digests[group],
-                "columns": _json({k: v for k, v in example.items() if k not in ("prompt", "images", "answer", "id")}),
+                "columns": _json(
+                    {k: v for k, v in example.items() if k not in ("prompt", "images", "answer", "id")}
+                    | {name: column[b] for name, column in rollouts.extra.items()}
+                ),
                 "answer": _reference(example.get("answer")),
                 "text": _storable(rollouts.texts[b]),
                 "finished": bool(rollouts.finished[b]),

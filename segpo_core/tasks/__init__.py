@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from segpo_core.loading import load_object, names_code
 
-SUFFIXES = (".jsonl", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 class Task(Protocol):
@@ -34,12 +34,19 @@ class Task(Protocol):
         `reasoning_right`, `format_right` (bool) and `first_error` (None or `start`, `end`, `kind`, `why`)."""
 
 
-def load_task(name_or_path: str, **settings: Any) -> Task:
-    """The task "shapes", one of your own ("file.py:Task", "package.module:Task"), or a data set: a JSONL or Parquet
-    file, a saved data set's directory, or a hub name.
+def load_task(name_or_path: Any, judges: Sequence[Callable] = (), **settings: Any) -> Task:
+    """The task "shapes", one of your own ("file.py:Task", "package.module:Task"), or a data set: a JSONL, JSON, Parquet
+    or CSV file, a saved data set's directory, a hub name, or one in memory (Dataset, IterableDataset, list of dicts).
+
+    Args:
+        judges: reward functions in place of the task's own; where none asks for an answer, a data set needs none.
 
     Raises: ValueError when there is no such task or a setting is unknown to it.
     """
+    if not isinstance(name_or_path, str | Path):
+        settings = {"path": f"<{type(name_or_path).__name__}>", "data": name_or_path} | settings
+        name_or_path = settings["path"] + SUFFIXES[0]
+    name_or_path = str(name_or_path)
     if names_code(name_or_path):
         return _own(name_or_path, settings)
     # Imported on use: reading data sets takes libraries that the shapes do without.
@@ -48,7 +55,7 @@ def load_task(name_or_path: str, **settings: Any) -> Task:
     elif Path(name_or_path).exists() or name_or_path.endswith(SUFFIXES) or name_or_path.count("/") == 1:
         from segpo_core.tasks.files import FilesTask
 
-        task, settings = FilesTask, {"path": name_or_path} | settings
+        task, settings = FilesTask, {"path": name_or_path, "judges": tuple(judges)} | settings
     else:
         raise ValueError(
             f"unknown task {name_or_path!r}; known: shapes, a file ({', '.join(SUFFIXES)}), the directory of a saved "

@@ -1,15 +1,15 @@
-"""Problems from a data set: JSONL or Parquet files, saved Hugging Face data sets, or names on the hub.
+"""Problems from a data set: files, saved Hugging Face data sets, names on the hub, or data sets in memory.
 
-A row has a prompt, an answer, and any number of images. Everything else in it goes to the reward functions.
+A row has a prompt, an answer where a reward asks for one, and any number of images. Everything else in it goes to
+the reward functions.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from functools import cached_property, lru_cache
@@ -20,112 +20,12 @@ import numpy as np
 from PIL import Image
 
 from segpo_core.pictures import as_rgb
-from segpo_core.tasks.rewards import answer_reward, load_reward, math_reward
+from segpo_core.tasks.rewards import answer_reward, load_reward, math_reward, wants
+from segpo_core.tasks.rows import Rows, read_rows, rows_of
 
 IMAGE_TAG = "<image>"
 _EXAMPLE_KEYS = ("prompt", "images", "answer", "id")
 _NOT_PASSED_ON = ("prompts", "completions")  # reward functions get arguments of these names
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a data set, read when asked for. `lines[i]` is row i's line in the file, for a JSONL file."""
-
-    source: str
-    columns: list[str]
-    data: Any
-    folder: Path
-    lines: list[int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, i: int) -> dict:
-        try:
-            row = self.data[i]
-        except Exception as error:  # a data set decodes its images here
-            raise ValueError(f"{self.where(i)} cannot be read: {error}") from error
-        return row if isinstance(row, dict) else row.to_pylist()[0]
-
-    def column(self, name: str) -> list:
-        """A column's values, without reading the others (which may hold images)."""
-        if isinstance(self.data, list):
-            return [row.get(name) for row in self.data]
-        if isinstance(self.data, _Table):
-            return self.data.table.column(name).to_pylist()
-        return self.data.select_columns([name])[:][name]
-
-    def where(self, i: int) -> str:
-        return f"{self.source}, line {self.lines[i]}" if self.lines else f"{self.source}, row {i}"
-
-
-class _Table:
-    """A Parquet file as a sequence of one-row tables."""
-
-    def __init__(self, table: Any):
-        self.table = table
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __getitem__(self, i: int) -> Any:
-        return self.table.slice(i, 1)
-
-
-def read_jsonl(path: Path) -> Rows:
-    """Raises ValueError with the line number for a line that is no JSON object."""
-    rows, lines = [], []
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    message = f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}"
-                    raise ValueError(message) from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}, line {number} is not an object: one {{...}} a line is expected")
-                rows.append(row)
-                lines.append(number)
-        except UnicodeDecodeError as error:
-            after = lines[-1] if lines else 0
-            raise ValueError(f"{path} is not UTF-8 text (after line {after}): {error.reason}") from error
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return Rows(str(path), columns, rows, path.parent, lines)
-
-
-def read_rows(path: str, split: str, config_name: str | None = None) -> Rows:
-    """Open a file, a directory or a hub data set. Raises ValueError that says what is wrong with it."""
-    place = Path(path)
-    if place.suffix in (".jsonl", ".parquet") and not place.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    try:
-        if place.suffix == ".jsonl":
-            rows = read_jsonl(place)
-        elif place.suffix == ".parquet":
-            import pyarrow.parquet as parquet
-
-            table = parquet.read_table(place)
-            rows = Rows(path, table.column_names, _Table(table), place.parent)
-        else:
-            import datasets
-
-            saved = (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file()
-            data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config_name, split=split)
-            if isinstance(data, dict):
-                if split not in data:
-                    raise ValueError(f"there is no split {split!r}; there are: {', '.join(data)}")
-                data = data[split]
-            data = data.with_format(None)  # a saved format (torch, numpy) is about other code's needs
-            rows = Rows(path, data.column_names, data, place)
-    except Exception as error:
-        message = str(error) if str(error).startswith(path) else f"{path} cannot be read: {error}"
-        raise ValueError(message) from error
-    if not len(rows):
-        raise ValueError(f"{path} has no rows")
-    return rows
 
 
 @dataclass(frozen=True)
@@ -136,7 +36,7 @@ class FilesTask:
     """
 
     path: str
-    """A .jsonl or .parquet file, a saved data set's directory, or a name on the hub."""
+    """A .jsonl, .json, .parquet or .csv file, a saved data set's directory, or a name on the hub."""
     eval_path: str | None = None
     """Held-out problems in another file or data set."""
     split: str = "train"
@@ -159,7 +59,8 @@ class FilesTask:
     images_column: str | None = None
     """Paths (relative to the file), bytes or images, one or a list. Default: images, or image, if there is one."""
     answer_column: str = "answer"
-    """The reference answer: a text, a number or a boolean; of a list any counts; of verl's struct its ground_truth."""
+    """The reference answer: a text, a number or a boolean; of a list any counts; of verl's struct its ground_truth. Not
+    needed where no reward function asks for `answer`."""
     id_column: str = "id"
     """A stable name of the row; without this column it is the row number."""
     system_prompt: str | None = None
@@ -169,6 +70,14 @@ class FilesTask:
     else answer_reward."""
     checked_rows: int = 1000
     """Rows whose images are opened before work starts; later ones are opened when they are needed."""
+    stream_rows: int = 10_000
+    """Rows taken of a data set that streams (an IterableDataset), before work starts."""
+    data: Any = field(default=None, repr=False)
+    """A data set in memory, in place of the one at `path`: a Dataset, an IterableDataset, or a list of dicts."""
+    eval_data: Any = field(default=None, repr=False)
+    """Held-out problems, in memory."""
+    judges: tuple[Callable, ...] = field(default=(), repr=False)
+    """The run's own reward functions, in place of `reward`."""
 
     def __post_init__(self) -> None:
         _ = self.reward_funcs
@@ -186,12 +95,19 @@ class FilesTask:
 
     @cached_property
     def _train_rows(self) -> Rows:
+        if self.data is not None:
+            return rows_of(self.data, self.path, self.split, most=self.stream_rows)
         return read_rows(self.path, self.split, self.config_name)
 
     @cached_property
     def _eval_rows(self) -> Rows:
+        if self.eval_data is not None:
+            name = f"the held-out rows of {self.path}"
+            return rows_of(self.eval_data, name, self.eval_split or self.split, most=self.stream_rows)
         if self.eval_path is None and self.eval_split is None:
             return self._train_rows
+        if self.data is not None and self.eval_path is None:
+            return rows_of(self.data, self.path, self.eval_split or "", most=self.stream_rows)
         return read_rows(self.eval_path or self.path, self.eval_split or self.split, self.config_name)
 
     @property
@@ -224,6 +140,8 @@ class FilesTask:
 
     @cached_property
     def reward_funcs(self) -> list[Callable]:
+        if self.judges:
+            return list(self.judges)
         if self.reward is not None:
             return [load_reward(self.reward)]
         rows = self._train_rows
@@ -253,8 +171,14 @@ class FilesTask:
             return self.images_column
         return next((name for name in ("images", "image") if name in rows.columns), None)
 
+    @cached_property
+    def _judged_by_answer(self) -> bool:
+        return any(wants(func, "answer") for func in self.reward_funcs)
+
     def _check(self, rows: Rows) -> None:
-        wanted = {"prompt_column": self.prompt_column, "answer_column": self.answer_column}
+        wanted = {"prompt_column": self.prompt_column}
+        if self._judged_by_answer:
+            wanted["answer_column"] = self.answer_column
         if self.images_column is not None:
             wanted["images_column"] = self.images_column
         if self.stratify_by_column is not None and rows is self._eval_rows:
@@ -264,7 +188,7 @@ class FilesTask:
                 raise ValueError(
                     f"{rows.source} has no column {column!r}; it has: {', '.join(rows.columns)} (set {setting})"
                 )
-        for column in (self.prompt_column, self.answer_column):
+        for column in filter(None, (self.prompt_column, wanted.get("answer_column"))):
             for i, value in enumerate(rows.column(column)):
                 if value is None:
                     raise ValueError(f"{rows.where(i)} has no {column!r}")
@@ -308,11 +232,15 @@ class FilesTask:
         row = rows[i]
         images = self._images(rows, i, row)
         used = (*_EXAMPLE_KEYS, *_NOT_PASSED_ON, self._images_name(rows))
+        prompt, answer = row[self.prompt_column], row.get(self.answer_column)
+        if self._judged_by_answer:
+            answer = _answer(answer, f"{rows.where(i)}: {self.answer_column!r}")
         return {
             **{name: value for name, value in row.items() if name not in used},
             "prompt": self._messages(rows, i, row, len(images)),
+            **({"prompt_text": prompt} if isinstance(prompt, str) else {}),
             "images": images,
-            "answer": _answer(row[self.answer_column], f"{rows.where(i)}: {self.answer_column!r}"),
+            "answer": answer,
             "id": str(row.get(self.id_column) or f"{self.name}/{split}/{i}"),
         }
 

@@ -11,8 +11,9 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 from segpo_core.loading import load_object, names_code, spec_of
@@ -140,19 +141,84 @@ class _Checker:
 _checker = _Checker()
 
 
+class Text(str):
+    """A completion of a prompt that is a text, as TRL hands it over: a text. What was written for conversations reads
+    `completion[-1]["content"]`, and finds it here too."""
+
+    def __getitem__(self, key: Any) -> str:
+        return _Message(self, self[key:][:1] if key == 0 else self[-1:]) if key in (0, -1) else super().__getitem__(key)
+
+
+class _Message(str):
+    """The first or last character of a text, and a message that holds all of it."""
+
+    whole: str
+
+    def __new__(cls, whole: str, character: str) -> _Message:
+        made = super().__new__(cls, character)
+        made.whole = str(whole)
+        return made
+
+    def __getitem__(self, key: Any) -> str:
+        return {"content": self.whole, "role": "assistant"}[key] if isinstance(key, str) else super().__getitem__(key)
+
+
+def outside_training() -> dict[str, Any]:
+    """What TRL's trainer hands to every reward function beside the columns, where no trainer is at work."""
+
+    def nothing(*_: Any) -> None:
+        return None
+
+    state = SimpleNamespace(global_step=0, max_steps=0, epoch=0.0)
+    return {"trainer_state": state, "log_extra": nothing, "log_metric": nothing}
+
+
+def wants(func: Reward, name: str) -> bool:
+    """Whether a reward function cannot do without the argument `name`."""
+    wanted = _parameters(func).get(name)
+    return wanted is not None and wanted.default is inspect.Parameter.empty and wanted.kind not in _VARIADIC
+
+
+def check_columns(funcs: Sequence[Reward], columns: Collection[str]) -> None:
+    """Raise ValueError where a reward function asks for a column that the problems do not have."""
+    there = {*columns, "prompts", "completions", "completion_ids", *outside_training()}
+    for func in funcs:
+        if missing := [name for name in _parameters(func) if wants(func, name) and name not in there]:
+            raise ValueError(
+                f"reward function {_name(func)} asks for {', '.join(missing)}, which the problems do not have; their "
+                f"columns are {', '.join(sorted(columns))}: rename one, or give the argument a default"
+            )
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _parameters(func: Reward) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(func).parameters)
+    except (TypeError, ValueError):  # of some that are written in C
+        return {"columns": inspect.Parameter("columns", inspect.Parameter.VAR_KEYWORD)}
+
+
 def run_rewards(
     funcs: Sequence[Reward],
     weights: Sequence[float] | None,
     prompts: Sequence,
     completions: Sequence,
     columns: Mapping[str, Sequence],
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[list[float | None], dict[str, list[float | None]]]:
     """Run reward functions over B completions.
+
+    Args:
+        columns: name -> B values. A function without `**columns` gets those that it names.
+        given: what goes to every function as it is; default: `outside_training`.
 
     Returns: the weighted sums (None where no function applies) and each function's values by its name, B each.
     Raises: ValueError that names the function, the completion and the remedy, for a function that raises, returns
         another number of values, or something else than finite numbers and None.
     """
+    given = outside_training() if given is None else given
     weights = [1.0] * len(funcs) if weights is None else list(weights)
     if len(weights) != len(funcs):
         raise ValueError(f"{len(weights)} reward weights for {len(funcs)} reward functions; give one weight each")
@@ -162,16 +228,18 @@ def run_rewards(
         name = base = _name(func)
         while name in parts:
             name = f"{base}_{len(parts) + 1}"
-        parts[name] = _call(func, name, prompts, completions, columns)
+        parts[name] = _call(func, name, prompts, completions, columns, given)
         for i, value in enumerate(parts[name]):
             if value is not None:
                 total[i] = (total[i] or 0.0) + weight * value
     return total, parts
 
 
-def _call(func: Reward, name: str, prompts: Sequence, completions: Sequence, columns: Mapping) -> list[float | None]:
+def _call(
+    func: Reward, name: str, prompts: Sequence, completions: Sequence, columns: Mapping, given: Mapping
+) -> list[float | None]:
     try:
-        values = list(_values(func, prompts, completions, columns))
+        values = list(_values(func, prompts, completions, columns, given))
     except Exception as error:
         where = _first_failing(func, prompts, completions, columns)
         raise ValueError(
@@ -198,8 +266,12 @@ def _call(func: Reward, name: str, prompts: Sequence, completions: Sequence, col
     return out
 
 
-def _values(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping) -> Any:
-    values = func(prompts=list(prompts), completions=list(completions), **columns)
+def _values(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping, given: Mapping) -> Any:
+    arguments = {"prompts": list(prompts), "completions": list(completions), **columns, **given}
+    named = _parameters(func)
+    if not any(item.kind is inspect.Parameter.VAR_KEYWORD for item in named.values()):
+        arguments = {name: value for name, value in arguments.items() if name in named}
+    values = func(**arguments)
     if not inspect.isawaitable(values):
         return values
 
@@ -214,7 +286,8 @@ def _values(func: Reward, prompts: Sequence, completions: Sequence, columns: Map
 def _first_failing(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping) -> str:
     for i in range(len(completions)):
         try:
-            _values(func, [prompts[i]], [completions[i]], {k: [v[i]] for k, v in columns.items()})
+            one = {k: [v[i]] for k, v in columns.items()}
+            _values(func, [prompts[i]], [completions[i]], one, outside_training())
         except Exception:
             return f"completion {i}"
     return f"completions 0 to {len(completions) - 1} together"
@@ -236,9 +309,10 @@ def load_reward(spec: str | Reward) -> Reward:
         if not names_code(spec):
             if spec in BUILT_IN:
                 return BUILT_IN[spec]
+            model = "; a reward model is asked by a function that you write" if "/" in spec else ""
             raise ValueError(
                 f"unknown reward function {spec!r}; known: {', '.join(BUILT_IN)}, "
-                "or give module:function or file.py:function"
+                f"or give module:function or file.py:function{model}"
             )
         func = load_object(spec, "reward function")
     if inspect.isclass(func):
@@ -249,6 +323,8 @@ def load_reward(spec: str | Reward) -> Reward:
                 f"reward function {_name(func)}: the class cannot be made without arguments ({error}); give them "
                 "defaults, or name a function that makes it"
             ) from error
+    if hasattr(func, "forward") and hasattr(func, "parameters"):
+        raise ValueError(f"{_name(func)} is a model: write a function that asks it, f(prompts, completions, **columns)")
     if not callable(func):
         raise ValueError(f"reward function {spec!r} is {type(func).__name__} and cannot be called")
     return func

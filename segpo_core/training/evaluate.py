@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.inputs import Prompts, TooLong
 from segpo_core.sampling.generate import Sampler
-from segpo_core.tasks.rewards import run_rewards
+from segpo_core.tasks.rewards import Text, outside_training, run_rewards, wants
 from segpo_core.types import Rollouts
 
 #: Name of the random streams of evaluation; training's are named by a seed and a step.
 EVAL_STREAM = 2**31
 BATCH = 128
+#: The weighted sums, and each function's values by its name; None is no verdict.
+Rewards = tuple[list[float | None], dict[str, list[float | None]]]
 
 
 def inspect(task: Any, examples: list[dict], rollouts: Rollouts) -> list[dict | None]:
@@ -22,40 +24,60 @@ def inspect(task: Any, examples: list[dict], rollouts: Rollouts) -> list[dict | 
     return [task.inspect(examples[g], text) for g, text in zip(groups, rollouts.texts, strict=True)]
 
 
-def reward(task: Any, functions: list, weights: list[float] | None, examples: list[dict], rollouts: Rollouts):
-    """Run reward functions over rollouts, with TRL's signature: (total [B], parts by name)."""
-    return reward_texts(functions, weights, examples, rollouts.group.tolist(), rollouts.texts)
+def reward(
+    functions: list,
+    weights: list[float] | None,
+    examples: list[dict],
+    rollouts: Rollouts,
+    given: Mapping[str, Any] | None = None,
+) -> Rewards:
+    """Run reward functions over rollouts, with TRL's signature: (total [B], parts by name); None is no verdict.
+
+    `given`: what goes to every function beside the columns, as `rewards.outside_training`, which fills in the rest.
+    """
+    ids = [row[:n] for row, n in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), strict=True)]
+    return reward_texts(functions, weights, examples, rollouts.group.tolist(), rollouts.texts, ids, given=given)
 
 
 def reward_texts(
-    functions: list, weights: list[float] | None, examples: list[dict], groups: list[int], texts: list[str]
-):
-    """The same for texts as answers to `examples[groups[i]]`."""
-    names = {name for example in examples for name in example} - {"prompt"}
+    functions: list,
+    weights: list[float] | None,
+    examples: list[dict],
+    groups: list[int],
+    texts: list[str],
+    ids: list[list[int]] | None = None,
+    tokenizer: Any = None,
+    given: Mapping[str, Any] | None = None,
+) -> Rewards:
+    """The same for texts as answers to `examples[groups[i]]`.
+
+    A prompt that was a text in the data set is one for the functions, and its completions are texts; otherwise both are
+    messages. `ids` are the completions' tokens; without them `tokenizer` cuts the texts, if a function asks for them.
+    """
+    names = {name for example in examples for name in example} - {"prompt", "prompt_text"}
     columns = {name: [examples[g].get(name) for g in groups] for name in sorted(names)}
-    prompts = [examples[g]["prompt"] for g in groups]
+    if ids is None and tokenizer is not None and any(wants(func, "completion_ids") for func in functions):
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if ids is not None:
+        columns["completion_ids"] = ids
+    prompts = [examples[g].get("prompt_text", examples[g]["prompt"]) for g in groups]
     completions: list[Any] = [
-        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        Text(text) if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    total, parts = run_rewards(functions, weights, prompts, completions, columns)
-    if None in total:
-        i = total.index(None)
-        raise ValueError(
-            f"completion {i} (example {examples[groups[i]].get('id', groups[i])!r}) has no reward: every "
-            "reward function returned None for it; add one that applies to every row"
-        )
-    return total, parts
+    return run_rewards(functions, weights, prompts, completions, columns, {**outside_training(), **(given or {})})
 
 
-def accuracies(truth: list[dict | None], rewards: list[float]) -> dict[str, float]:
+def accuracies(truth: list[dict | None], rewards: list[float | None]) -> dict[str, float]:
     """Shares of completions: `answer`, and where the task knows, `perception`, `reasoning`, `grounded`, `format`.
 
-    Where the task knows nothing about its texts, `answer` is the share of completions with a reward of at least 1.
+    Where the task knows nothing about its texts, `answer` is the share of completions with a reward of at least 1,
+    among those that have one.
     """
     known = [t for t in truth if t is not None]
     if not known:
-        return {"answer": sum(r >= 1 for r in rewards) / len(rewards)}
+        judged = [r for r in rewards if r is not None]
+        return {"answer": sum(r >= 1 for r in judged) / len(judged)} if judged else {}
     share = {
         name: sum(bool(t[key]) for t in known) / len(known)
         for name, key in (
@@ -86,6 +108,7 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     max_prompt_length: int | None = None,
     everyone: Callable[[list], list] = list,
+    filter_overlong_prompts: bool = True,
 ) -> dict[str, float]:
     """Measure the policy on the first `size` held-out problems.
 
@@ -93,6 +116,7 @@ def evaluate(
         samples: sampled completions a problem, besides the greedy one.
         shard: (i, n): only the i-th of n stretches of the problems.
         everyone: gathers a list's items from all shards; the result is then that of all problems, in each process.
+        filter_overlong_prompts: leave out problems that do not fit, and count them as `eval/left_out`.
 
     Returns:
         `eval/answer`, `eval/perception`, `eval/grounded`, … of greedy completions; with samples, `eval/mean@k` and
@@ -100,33 +124,50 @@ def evaluate(
     """
     limit = size if task.eval_size is None else min(size, task.eval_size)
     numbers = list(range(limit * shard[0] // shard[1], limit * (shard[0] + 1) // shard[1]))
-    greedy: list[tuple[dict | None, float, int]] = []
-    sampled: list[list[tuple[dict | None, float, int]]] = []
+    greedy: list[tuple[dict | None, float | None, int]] = []
+    sampled: list[list[tuple[dict | None, float | None, int]]] = []
+    left_out = 0
     for begin in range(0, len(numbers), BATCH):
         part = numbers[begin : begin + BATCH]
-        examples = [task.eval(i) for i in part]
-        prompts = Prompts.build(examples, processor, sampler.model.config, max_prompt_length)
+        examples, rows, pad = [], [], 0
+        for example in map(task.eval, part):
+            try:
+                limits = max_prompt_length, sampler.max_completion_length
+                built = Prompts.build([example], processor, sampler.model.config, *limits)
+            except TooLong:
+                if not filter_overlong_prompts:
+                    raise
+                left_out += 1
+                continue
+            examples.append(example)
+            rows.append(built.rows[0])
+            pad = built.pad_token_id
+        if not examples:
+            continue
+        prompts = Prompts(tuple(rows), pad)
 
         def measured(count: int, temperature: float | None, examples=examples, prompts=prompts, part=part) -> list:
             rollouts = sampler.groups(prompts, count, (EVAL_STREAM, 0), part[0], temperature)
             truth = inspect(task, examples, rollouts)
-            rewards, _ = reward(task, functions, weights, examples, rollouts)
+            rewards, _ = reward(functions, weights, examples, rollouts)
             return list(zip(truth, rewards, rollouts.lengths.tolist(), strict=True))
 
         greedy += measured(1, 0)
         if samples:
             flat = measured(samples, None)
             sampled += [flat[i : i + samples] for i in range(0, len(flat), samples)]
-    greedy, sampled = everyone(greedy), everyone(sampled)
+    greedy, sampled, left = everyone(greedy), everyone(sampled), sum(everyone([left_out]))
     if not greedy:
-        return {}
+        return {"eval/left_out": float(left)} if left else {}
     result = {f"eval/{k}": v for k, v in accuracies([g[0] for g in greedy], [g[1] for g in greedy]).items()}
-    result["eval/reward"] = sum(g[1] for g in greedy) / len(greedy)
+    judged = [g[1] for g in greedy if g[1] is not None]
+    result |= {"eval/reward": sum(judged) / len(judged)} if judged else {}
+    result |= {"eval/left_out": float(left)} if left else {}
     result["eval/completion_length"] = sum(g[2] for g in greedy) / len(greedy)
     if sampled:
         flat = [s for row in sampled for s in row]
         result |= {f"eval_sampled/{k}": v for k, v in accuracies([s[0] for s in flat], [s[1] for s in flat]).items()}
-        right = [sum(bool(t["answer_right"]) if t else r >= 1 for t, r, _ in row) for row in sampled]
+        right = [sum(bool(t["answer_right"]) if t else (r or 0) >= 1 for t, r, _ in row) for row in sampled]
         result[f"eval/mean@{samples}"] = sum(right) / (samples * len(right))
         result[f"eval/pass@{samples}"] = sum(pass_at_k(samples, n, samples) for n in right) / len(right)
     return result

@@ -41,15 +41,15 @@ from segpo_core.record.store import (
     metric_steps,
     read_manifest,
 )
-from segpo_core.sampling.chains import RewardOf, estimate_values
+from segpo_core.sampling.chains import estimate_values
 from segpo_core.sampling.generate import Sampler
 from segpo_core.sampling.nodes import node_rows
 from segpo_core.segments import TAGS, role_ids
-from segpo_core.tasks import load_task
-from segpo_core.tasks.rewards import load_reward
+from segpo_core.shipped import shipped
 from segpo_core.training import agreed, checkpoint, evaluate
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states
 from segpo_core.training.hold import LOCK, Hold
+from segpo_core.training.problems import Problems
 from segpo_core.training.together import everyone, own_part, whole_batch
 from segpo_core.training.update import Learner, Micro, build_network
 from segpo_core.training.watch import Clock, Interrupt
@@ -67,6 +67,10 @@ class Trainer:
     Args:
         config: what to do.
         task: problems, instead of the one that `config.dataset` names.
+        dataset, eval_dataset: the same as a data set: a path, a Dataset, an IterableDataset, a list of dicts.
+        reward_funcs: functions (or names of them) in place of `config.reward_funcs`.
+        model: a loaded model, in place of the one that `config.model_name_or_path` names; it is trained itself.
+        processor: its processor or tokenizer.
         on_step: called on the main process after every step with (step, metrics, rollouts, credit); for step 0, the
             evaluation before training, the last two are None.
 
@@ -79,12 +83,18 @@ class Trainer:
         config: TrainConfig,
         task: Any = None,
         on_step: Callable[[int, dict[str, float], Rollouts | None, Credit | None], None] | None = None,
+        *,
+        dataset: Any = None,
+        eval_dataset: Any = None,
+        reward_funcs: Any = None,
+        model: Any = None,
+        processor: Any = None,
     ):
         self.config, self.method, self.on_step = config, config.algo, on_step
         self.directory = Path(config.output_dir)
         self.accelerator = Accelerator(
             cpu=config.cpu,
-            log_with=None if config.report_to == "none" else config.report_to,
+            log_with=config.trackers or None,
             project_dir=str(self.directory / "trackers"),
             # A batch without an image, or a frozen tower, leaves parameters without a gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -92,22 +102,25 @@ class Trainer:
         if self.accelerator.distributed_type in UNKNOWN:
             raise ValueError(
                 f"{self.accelerator.distributed_type.value} keeps the weights in its own way, and sampling here needs "
-                "them whole: launch with configs/accelerate/ddp.yaml or fsdp2.yaml; for a large model, use LoRA"
+                f"them whole: launch with {shipped('configs/accelerate/ddp.yaml')}, or fsdp2.yaml beside it; for a "
+                "large model, use LoRA"
             )
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prompts_per_step = config.prompts_per_step(self.world)
+        self.problems = Problems(config, task, dataset, eval_dataset, reward_funcs)
+        self.task, self.reward_funcs = self.problems.task, self.problems.functions
+        config.max_steps = self.problems.max_steps(self.world)
+        self.given_model, self.processor = model, processor
+        #: The settings as run.json has them: what Python objects replaced is named as well as it can be.
+        self.settings = config.to_dict() | self.problems.described
+        if model is not None:
+            self.settings["model_name_or_path"] = str(getattr(model, "name_or_path", "")) or f"<{type(model).__name__}>"
         self._look()
         self.accelerator.wait_for_everyone()  # no process writes before all have looked
         self._hold()
         start_from = self._look()  # again, now that nobody else can change it
         self.accelerator.wait_for_everyone()
         set_seed(config.seed)
-        self.task = task or load_task(config.dataset, **config.dataset_args)
-        self.reward_funcs = [load_reward(spec) for spec in config.reward_funcs] or self.task.reward_funcs
-        if config.reward_weights is not None and len(config.reward_weights) != len(self.reward_funcs):
-            raise ValueError(
-                f"reward_weights has {len(config.reward_weights)} numbers for {len(self.reward_funcs)} reward functions"
-            )
         self._load(start_from)
         self.recorder = Recorder(self.directory, self.rank)
         self.step, self.stopped_by = 0, 0
@@ -117,7 +130,7 @@ class Trainer:
             forget_after(self.directory, self.step)
         if self.accelerator.is_main_process and start_from is None:
             self.recorder.start(
-                config.to_dict(),
+                self.settings,
                 model=self._describe_model(),
                 method=self.method.name,
                 method_title=self.method.title,
@@ -126,8 +139,8 @@ class Trainer:
                 processes=self.world,
                 device=torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else "cpu",
             )
-        if config.report_to != "none":
-            self.accelerator.init_trackers("segpo", config={k: str(v) for k, v in config.to_dict().items()})
+        if config.trackers:
+            self.accelerator.init_trackers("segpo", config={k: str(v) for k, v in self.settings.items()})
         self.accelerator.wait_for_everyone()
         self.last: tuple[Rollouts | None, Credit | None] = (None, None)
 
@@ -158,7 +171,7 @@ class Trainer:
         manifest = self.directory / "run.json"
         began = manifest.exists() or not (self.directory / LOCK).exists()  # else its start was interrupted
         if self.config.resume and began:
-            agreed.check(self.directory, read_manifest(self.directory)["config"], self.config.to_dict())
+            agreed.check(self.directory, read_manifest(self.directory)["config"], self.settings)
             return self._newest()
         if manifest.exists():
             raise ValueError(
@@ -183,8 +196,10 @@ class Trainer:
 
     def _load(self, start_from: Path | None) -> None:
         config = self.config
-        self.processor = load_processor(find_model(config.model_name_or_path))
-        network, reference = build_network(config, self.processor, start_from)
+        if self.processor is None:
+            name = config.model_name_or_path if self.given_model is None else self.settings["model_name_or_path"]
+            self.processor = load_processor(find_model(name))
+        network, reference = build_network(config, self.processor, start_from, self.given_model)
         self.learner = Learner(config, self.accelerator, network, reference)
         self.network = self.learner.network
         self.sampler = Sampler(
@@ -200,7 +215,7 @@ class Trainer:
         model = self.network.model
         trainable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         return {
-            "name": str(self.config.model_name_or_path),
+            "name": str(self.settings["model_name_or_path"]),
             "class": type(model).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": trainable,
@@ -242,12 +257,12 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One step: sample, reward, score, credit, update, record. Returns its metrics, over all processes."""
         clock = Clock()
-        examples, first = self.examples()
-        prompts = Prompts.build(examples, self.processor, self.network.model.config, self.config.max_prompt_length)
+        examples, prompts, first = self.examples()
         stream, computed = (self.config.seed, self.step), self.sampler.tokens_computed
         rollouts = self.method.collect(self.sampler, prompts, self.config.num_generations, stream, first)
         self.reward(rollouts, examples)
-        self.method.estimate(self.sampler, prompts, rollouts, self.reward_of(examples), stream, first)
+        judge = self.problems.reward_of(examples, self.sampler.tokenizer)
+        self.method.estimate(self.sampler, prompts, rollouts, judge, stream, first)
         computed = self.sampler.tokens_computed - computed
         clock.lap("sample")
         if rollouts.tree is not None:  # its credit needs no scores, and says which nodes are worth a pass
@@ -281,6 +296,9 @@ class Trainer:
         clock.lap("record")
         whole = whole_batch(rollouts, first)
         metrics |= describe(whole, everything, self.method.nodes(whole))
+        left_out = sum(everyone([len(self.problems.left_out)]))
+        said = self.problems.metrics(whole, left_out, everyone([dict(self.problems.logged)]))
+        metrics = said | metrics  # what a reward function logs takes no name that is ours
         times = {f"time/{name}": seconds for name, seconds in clock.laps.items()} | {"time/step": clock.total}
         metrics |= self.averaged(times)
         metrics["time/tokens_per_second"] = int(whole.mask.sum()) / metrics["time/step"]
@@ -292,31 +310,19 @@ class Trainer:
 
     # --- the parts of a step ------------------------------------------------------------------------------------
 
-    def examples(self) -> tuple[list[dict], int]:
+    def examples(self) -> tuple[list[dict], Prompts, int]:
         """This process's problems of the step, and the number of its first one over all processes."""
-        first = self.rank * self.prompts_per_step
-        begin = (self.step - 1) * self.prompts_per_step * self.world + first
-        # Each seed trains on its own stretch of an unlimited split, and on its own passes over a limited one.
-        offset = self.config.seed * 1_000_003 * (self.task.train_size or 1)
-        return [self.task.train(begin + i + offset) for i in range(self.prompts_per_step)], first
+        number, first = self.prompts_per_step, self.rank * self.prompts_per_step
+        before = (self.step - 1) * number * self.world
+        model = self.network.model.config
+        examples, prompts = self.problems.take(self.step, first, number, before, self.processor, model)
+        return examples, prompts, first
 
     def reward(self, rollouts: Rollouts, examples: list[dict]) -> None:
         """Fill in rewards, roles and ground truth."""
-        total, parts = evaluate.reward(self.task, self.reward_funcs, self.config.reward_weights, examples, rollouts)
-        rollouts.rewards = torch.tensor(total, dtype=torch.float32, device=rollouts.mask.device)
-        rollouts.reward_parts = parts
-        rollouts.truth = evaluate.inspect(self.task, examples, rollouts)
+        self.problems.reward(rollouts, examples, self.step)
         tags = getattr(self.method, "tags", TAGS)
         rollouts.role_ids, rollouts.well_formed = role_ids(rollouts.pieces, rollouts.mask, tags)
-
-    def reward_of(self, examples: list[dict]) -> RewardOf:
-        """The rewards of further texts, for `Method.estimate`."""
-
-        def rewards(groups: list[int], texts: list[str]) -> list[float]:
-            total, _ = evaluate.reward_texts(self.reward_funcs, self.config.reward_weights, examples, groups, texts)
-            return [float("nan") if value is None else value for value in total]
-
-        return rewards
 
     def credit(self, own: Rollouts, first: int) -> tuple[Credit, Credit]:
         """The method's credit, less the tokens that the run leaves out of its loss: (of this process's own rollouts, of
@@ -335,7 +341,8 @@ class Trainer:
         stream = self.config.seed, self.step
         states = some_states(everything.value_mask, self.method.value_mc_states, stream)
         own = own_part(dataclasses.replace(everything, value_mask=states), rollouts).value_mask
-        estimate_values(self.sampler, prompts, rollouts, own, CONTINUATIONS, self.reward_of(examples), stream, first)
+        judge = self.problems.reward_of(examples, self.sampler.tokenizer)
+        estimate_values(self.sampler, prompts, rollouts, own, CONTINUATIONS, judge, stream, first)
 
     def record(
         self, rollouts: Rollouts, credit: Credit, micros: list[Micro], examples: list[dict], first: int
@@ -370,7 +377,7 @@ class Trainer:
         return evaluate.evaluate(
             self.sampler, self.task, self.processor, self.reward_funcs, config.reward_weights, config.eval_size,
             config.num_generations_eval, shard=(self.rank, self.world), max_prompt_length=config.max_prompt_length,
-            everyone=everyone,
+            everyone=everyone, filter_overlong_prompts=config.filter_overlong_prompts,
         )  # fmt: skip
 
     # --- housekeeping -------------------------------------------------------------------------------------------
@@ -397,7 +404,7 @@ class Trainer:
                 checkpoint.save(
                     self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor,
                     {"method": self.method.name, "seed": self.config.seed,
-                     "model": str(self.config.model_name_or_path)},
+                     "model": str(self.settings["model_name_or_path"])},
                     self.config.save_total_limit,
                 )  # fmt: skip
             except OSError as error:
@@ -410,7 +417,7 @@ class Trainer:
     def _publish(self, step: int, metrics: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
             self.recorder.metrics(step, metrics)
-        if self.config.report_to != "none":
+        if self.config.trackers:
             self.accelerator.log(metrics, step=step)
         if self.on_step and self.accelerator.is_main_process:
             self.on_step(step, metrics, *self.last)

@@ -24,7 +24,15 @@ from segpo_core.losses import LossType
 from segpo_core.policy import sharding
 from segpo_core.policy.critic import ActorCritic, Scores
 from segpo_core.policy.inputs import Prompts
-from segpo_core.policy.load import find_model, load_model, make_reference, reference_context, suppressed_token_ids
+from segpo_core.policy.load import (
+    disable_dropout,
+    find_model,
+    load_model,
+    make_reference,
+    reference_context,
+    suppressed_token_ids,
+    with_adapter,
+)
 from segpo_core.policy.packing import can_pack, pack
 from segpo_core.prefix_tree import shared_beginnings
 from segpo_core.training import checkpoint
@@ -60,7 +68,7 @@ class Micro:
 
 
 def build_network(
-    config: TrainConfig, processor: Any, start_from: Path | None = None
+    config: TrainConfig, processor: Any, start_from: Path | None = None, given: nn.Module | None = None
 ) -> tuple[ActorCritic, ActorCritic | None]:
     """The network to train, and its reference where the method's divergence needs one that is no adapter switched off.
 
@@ -68,6 +76,7 @@ def build_network(
         config: what to train.
         processor: the model's.
         start_from: a checkpoint that holds the policy's weights; None: the model as it was.
+        given: a loaded model in place of the one that the config names.
 
     Returns:
         (network, reference). Without LoRA the network's weights are float32, and `Learner` rounds them to the config's
@@ -76,7 +85,9 @@ def build_network(
     source, computed = find_model(config.model_name_or_path), getattr(torch, config.dtype)
     # What is trained is kept in float32 (see masters.py); what an adapter sits on is not.
     dtype = computed if config.use_peft else torch.float32
-    if config.use_peft and start_from is not None:
+    if given is not None:
+        model = prepared(given, config, dtype, start_from)
+    elif config.use_peft and start_from is not None:
         model = PeftModel.from_pretrained(load_model(source, dtype), start_from, is_trainable=True).eval()
     else:
         model = load_model(
@@ -86,6 +97,7 @@ def build_network(
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_target_modules=config.lora_target_modules,
+            lora_args=config.lora_args,
         )
     suppressed = suppressed_token_ids(model, processor)
     network = ActorCritic(model, suppressed, config.temperature, getattr(config.algo, "critic", None))
@@ -93,10 +105,28 @@ def build_network(
         checkpoint.load_critic(start_from, network)
     if config.algo.beta == 0 or config.use_peft:
         return network, None
-    origin = model if start_from is None else load_model(source, dtype)
+    origin = model if start_from is None else given if given is not None else load_model(source, dtype)
     reference = ActorCritic(make_reference(origin), suppressed, config.temperature)
     Masters(reference, computed)
     return network, reference
+
+
+def prepared(model: nn.Module, config: TrainConfig, dtype: torch.dtype, start_from: Path | None) -> nn.Module:
+    """A loaded model as `load_model` would have given it: without dropout, in `dtype`, with the config's adapter unless
+    it has one already, and with the weights of `start_from`."""
+    if isinstance(model, PeftModel) and not config.use_peft:
+        raise ValueError("the model has an adapter already: set use_peft=True, so that the run is recorded as it is")
+    if start_from is not None and config.use_peft:
+        model = model.unload() if isinstance(model, PeftModel) else model
+        model = PeftModel.from_pretrained(model, start_from, is_trainable=True)
+    elif start_from is not None:
+        model = load_model(start_from, dtype)
+    elif config.use_peft and not isinstance(model, PeftModel):
+        model = with_adapter(
+            model, config.lora_r, config.lora_alpha, 0.0, config.lora_target_modules, **config.lora_args
+        )
+    disable_dropout(model)
+    return model.to(dtype).eval()
 
 
 class Learner:

@@ -63,6 +63,7 @@ def test_text_only(folder: Path) -> None:
         "answer": "4",
         "id": "data/train/3",
         "level": "easy",
+        "prompt_text": "What is 3 + 1?",
     }
     assert task.train(18 + 3) == task.train(3) and task.eval(0)["id"] == "data/eval/18" and task.eval(2) == task.eval(0)
     assert task.inspect(task.train(0), "x") is None
@@ -90,7 +91,7 @@ def test_one_image(folder: Path, name: str, value: object) -> None:
     assert image.mode == "RGB" and image.getpixel((0, 0)) == COLOURS[1]
     text = {"type": "text", "text": "What is 0 + 1?"}
     assert problem["prompt"] == [{"role": "user", "content": [{"type": "image"}, text]}]
-    assert set(problem) == {"prompt", "images", "answer", "id"}
+    assert set(problem) == {"prompt", "prompt_text", "images", "answer", "id"}
 
 
 def test_several_images_in_their_places(folder: Path) -> None:

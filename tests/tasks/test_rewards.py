@@ -224,11 +224,16 @@ def test_a_function_that_fails_is_named() -> None:
         run([lengths, fragile])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
-    def no_columns(prompts, completions):
+    def few_columns(completions):
         return [0.0] * len(completions)
 
-    with pytest.raises(ValueError, match=r"no_columns failed.*\*\*columns"):
-        run([no_columns], kind=["sum"] * 3)
+    assert run([few_columns], kind=["sum"] * 3)[0] == [0.0] * 3, "a function gets what it names"
+
+    def other_columns(completions, colour):
+        return [0.0] * len(completions)
+
+    with pytest.raises(ValueError, match=r"other_columns failed.*colour.*\*\*columns"):
+        run([other_columns], kind=["sum"] * 3)
 
     def together(prompts, completions, **columns):
         return [0.0] if len(completions) == 1 else 1 / 0

@@ -8,7 +8,6 @@ import torch
 from segpo_core.advantages import gae
 from segpo_core.algos import GRPO, PPO, SAPO
 from segpo_core.algos.base import without_cut
-from segpo_core.policy.inputs import Prompts
 from segpo_core.training.loop import Trainer
 from tests.algos.test_bad_method_input import batch
 from tests.fakes import families
@@ -149,7 +148,7 @@ def test_one_update_in_bfloat16_points_where_float32_points(llama, tmp_path):
             trainer.train_step()
             rollouts, credit = trainer.last
         else:
-            prompts = Prompts.build(trainer.examples()[0], trainer.processor, trainer.network.model.config)
+            prompts = trainer.examples()[1]
             trainer.learner.update(rollouts, credit, trainer.learner.micro_batches(rollouts, prompts, 1), 1)
         after = trainer.learner.weights()
         changes.append(torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)]))

@@ -1,0 +1,155 @@
+"""A GRPOConfig of TRL's as settings here: every name works, is accepted with a word, or is refused with a way out."""
+
+import dataclasses
+import importlib.util
+import logging
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, PeftModel
+from trl import GRPOConfig
+
+from segpo_core.algos import GRPO
+from segpo_core.cli import parse_train
+from segpo_core.config import TrainConfig, from_dict
+from segpo_core.policy.load import load_model
+from segpo_core.training.loop import Trainer
+from segpo_core.trl_names import RULES
+from tests.fakes import families
+
+DOCS = Path(__file__).parents[1] / "docs"
+spec = importlib.util.spec_from_file_location("make_trl", DOCS / "make_trl.py")
+make_trl = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_trl)
+FIELDS = {field.name: make_trl.default(field) for field in dataclasses.fields(GRPOConfig)}
+
+
+def of(method="grpo", **settings) -> TrainConfig:
+    return from_dict(settings, method=method)
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_every_name_is_known(name):
+    """At TRL's default, each is a setting here, or changes nothing, or says a word."""
+    assert isinstance(of(**{name: FIELDS[name]}), TrainConfig)
+
+
+def test_every_name_that_is_no_setting_has_a_rule_and_refusals_have_a_way_out():
+    ours = {field.name for field in (*dataclasses.fields(TrainConfig), *dataclasses.fields(GRPO))}
+    assert not set(FIELDS) - ours - set(RULES)
+    for name, rule in RULES.items():
+        if not rule.turn and not rule.any_value and name not in ours:
+            with pytest.raises(ValueError, match=rf"^the settings: {name} is 'odd': \w+"):
+                of(**{name: "odd"})
+
+
+def test_a_typical_config(caplog):
+    args = GRPOConfig(
+        output_dir="out", learning_rate=2e-5, num_train_epochs=2, per_device_train_batch_size=16, num_generations=8,
+        generation_batch_size=32, gradient_accumulation_steps=2, max_completion_length=64, logging_steps=1,
+        save_steps=25, save_total_limit=3, eval_strategy="steps", eval_steps=10, warmup_steps=0.1, report_to="wandb",
+        lr_scheduler_type="cosine", loss_type="dr_grpo", scale_rewards=False, beta=0.04, use_cpu=True,
+        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": "sdpa"}, log_completions=True, run_name="x",
+        top_p=1.0, gradient_checkpointing=True, remove_unused_columns=False, seed=7,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        config = of(**{name: getattr(args, name) for name in FIELDS})
+    assert (config.learning_rate, config.num_train_epochs, config.passes, config.seed) == (2e-5, 2.0, 2, 7)
+    assert (config.eval_steps, config.save_steps, config.report_to, config.cpu) == (10, 25, "wandb", True)
+    assert (config.lr_scheduler_type, config.warmup_steps, config.dtype) == ("cosine", 0.1, "bfloat16")
+    algo = config.algo
+    assert (algo.loss_type, algo.scale_rewards, algo.beta) == ("seq-mean-token-sum-norm", "none", 0.04)
+    assert "accepted without effect: logging" in caplog.text and "gradient_checkpointing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(loss_type="grpo"), ("algo.loss_type", "seq-mean-token-mean")),
+        (dict(scale_rewards=True), ("algo.scale_rewards", "group")),
+        (dict(bf16=True), ("dtype", "bfloat16")),
+        (dict(bf16=True, dtype="float32"), ("dtype", "float32")),
+        (dict(num_train_epochs=3, max_steps=-1), ("num_train_epochs", 3.0)),
+        (dict(num_train_epochs=3, max_steps=7), ("num_train_epochs", None)),
+        (dict(warmup_ratio=0.2), ("warmup_steps", 0.2)),
+        (dict(eval_strategy="no"), ("eval_steps", 0)),
+        (dict(save_strategy="no"), ("save_steps", 0)),
+        (dict(report_to=["wandb", "tensorboard"]), ("report_to", "wandb,tensorboard")),
+        (dict(shuffle_dataset=False), ("dataset_args", {"shuffle_dataset": False})),
+        (dict(lora_target_modules="all-linear"), ("lora_target_modules", None)),
+        (dict(use_dora=True, lora_modules_to_save=["lm_head"]),
+         ("lora_args", {"use_dora": True, "modules_to_save": ["lm_head"]})),
+        (dict(resume_from_checkpoint=True), ("resume", True)),
+    ],
+)  # fmt: skip
+def test_what_is_turned_into_settings(settings, expected):
+    found, (path, value) = of(**settings), expected
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(loss_type="sapo"), "Soft Adaptive .* another method than --method sapo"),
+        (dict(loss_type="cispo"), "'cispo' is another objective; there are dapo"),
+        (dict(top_p=0.9), "top_p is 0.9: .*set temperature"),
+        (dict(use_vllm=True), "use_vllm is True"),
+        (dict(optim="sgd"), "the optimizer is AdamW"),
+        (dict(top_entropy_quantile=0.2), "--method entropy_tokens"),
+        (dict(eval_strategy="epoch"), "set eval_steps"),
+        (dict(eval_steps=0.5), "a number of steps here"),
+        (dict(generation_batch_size=12), "no multiple of the 8"),
+        (dict(model_init_kwargs={"device_map": "auto"}), "device_map='auto' has no counterpart"),
+        (dict(report_to="mlflow"), "report_to names 'mlflow'"),
+        (dict(peft_config={"lora_dropout": 0.1}), "dropout is off in every pass"),
+        (dict(num_generation=8), "did you mean 'num_generations'"),
+    ],
+)
+def test_what_is_refused_names_the_nearest_setting(settings, message):
+    with pytest.raises(ValueError, match=message):
+        of(**settings)
+
+
+def test_flags_take_the_same_names():
+    config = parse_train([
+        "--method", "grpo", "--num-train-epochs", "2", "--bf16", "--logging-steps", "1", "--lora-target-modules",
+        "all-linear", "--report-to", "tensorboard", "wandb", "--scale_rewards", "false", "--loss-type", "dapo",
+        "--learning-rate", "1e-4", "--warmup-ratio", "0.1",
+    ])  # fmt: skip
+    assert (config.num_train_epochs, config.dtype, config.report_to) == (2.0, "bfloat16", "tensorboard,wandb")
+    assert (config.algo.scale_rewards, config.algo.loss_type, config.warmup_steps) == ("none", "token-mean", 0.1)
+    assert (config.learning_rate, config.lora_target_modules) == (1e-4, None)
+    with pytest.raises(ValueError, match="top_p is 0.9"):
+        parse_train(["--top-p", "0.9"])
+
+
+def test_epochs_become_steps_and_warm_up_a_share_of_them(tmp_path):
+    model = families.llama(tmp_path / "llama")
+    rows = [{"prompt": f"{i} =", "answer": str(i)} for i in range(12)]
+    settings = dict(model_name_or_path=str(model), output_dir=str(tmp_path / "run"), num_generations=4, cpu=True,
+                    per_device_train_batch_size=8, num_train_epochs=3, warmup_ratio=0.25, eval_steps=0)  # fmt: skip
+    trainer = Trainer(of(**settings), dataset=rows, eval_dataset=rows[:2])
+    assert trainer.config.max_steps == 18
+    rates = [trainer.config.learning_rate_factor(step) for step in (1, 5, 6)]
+    assert rates == [0.2, 1.0, 1.0]
+    with pytest.raises(ValueError, match="shapes has problems without end: set max_steps"):
+        Trainer(of(**settings | dict(output_dir=str(tmp_path / "other"))))
+
+
+def test_a_peft_config_of_peft_is_understood(tmp_path):
+    lora = LoraConfig(r=4, lora_alpha=8, use_rslora=True, use_dora=True, target_modules=["q_proj", "v_proj"])
+    config = of(peft_config=lora)
+    assert (config.use_peft, config.lora_r, config.lora_alpha) == (True, 4, 8)
+    assert config.lora_target_modules == ["q_proj", "v_proj"]
+    model = load_model(families.llama(tmp_path / "llama"), use_peft=True, lora_r=4, lora_args=config.lora_args,
+                       lora_target_modules=config.lora_target_modules)  # fmt: skip
+    assert isinstance(model, PeftModel) and model.peft_config["default"].use_dora
+    with pytest.raises(ValueError, match="lora_args: .*nonsense"):
+        load_model(tmp_path / "llama", use_peft=True, lora_args={"nonsense": 1})
+
+
+def test_the_page_is_todays():
+    text = make_trl.PAGE.read_text(encoding="utf-8")
+    assert make_trl.page(text) == text, "run: python docs/make_trl.py"
