@@ -193,6 +193,37 @@ def with_adapter(
     return get_peft_model(model, lora)
 
 
+def adopt_model(
+    model: nn.Module,
+    dtype: torch.dtype,
+    start_from: Path | None,
+    use_peft: bool,
+    r: int,
+    alpha: int,
+    target_modules: list[str] | str | None,
+    **further: Any,
+) -> nn.Module:
+    """A loaded model as `load_model` would have given it: without dropout, in `dtype`, with an adapter if `use_peft`
+    (its own, if it has one), and with the weights of the checkpoint `start_from`, if there is one.
+
+    Raises:
+        ValueError: it has an adapter and `use_peft` is not set.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel) and not use_peft:
+        raise ValueError("the model has an adapter already: set use_peft=True, so that the run is recorded as it is")
+    if start_from is not None and use_peft:
+        model = model.unload() if isinstance(model, PeftModel) else model
+        model = PeftModel.from_pretrained(model, start_from, is_trainable=True)
+    elif start_from is not None:
+        model = load_model(start_from, dtype)
+    elif use_peft and not isinstance(model, PeftModel):
+        model = with_adapter(model, r, alpha, 0.0, target_modules, **further)
+    disable_dropout(model)
+    return model.to(dtype).eval()
+
+
 def _check_supported(config: PreTrainedConfig) -> None:
     """Refuse models whose completions would be scored wrongly, which nothing later would notice."""
     why = None

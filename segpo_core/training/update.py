@@ -25,13 +25,12 @@ from segpo_core.policy import sharding
 from segpo_core.policy.critic import ActorCritic, Scores
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import (
-    disable_dropout,
+    adopt_model,
     find_model,
     load_model,
     make_reference,
     reference_context,
     suppressed_token_ids,
-    with_adapter,
 )
 from segpo_core.policy.packing import can_pack, pack
 from segpo_core.prefix_tree import shared_beginnings
@@ -86,7 +85,10 @@ def build_network(
     # What is trained is kept in float32 (see masters.py); what an adapter sits on is not.
     dtype = computed if config.use_peft else torch.float32
     if given is not None:
-        model = prepared(given, config, dtype, start_from)
+        model = adopt_model(
+            given, dtype, start_from, config.use_peft, config.lora_r, config.lora_alpha, config.lora_target_modules,
+            **config.lora_args,
+        )  # fmt: skip
     elif config.use_peft and start_from is not None:
         model = PeftModel.from_pretrained(load_model(source, dtype), start_from, is_trainable=True).eval()
     else:
@@ -109,24 +111,6 @@ def build_network(
     reference = ActorCritic(make_reference(origin), suppressed, config.temperature)
     Masters(reference, computed)
     return network, reference
-
-
-def prepared(model: nn.Module, config: TrainConfig, dtype: torch.dtype, start_from: Path | None) -> nn.Module:
-    """A loaded model as `load_model` would have given it: without dropout, in `dtype`, with the config's adapter unless
-    it has one already, and with the weights of `start_from`."""
-    if isinstance(model, PeftModel) and not config.use_peft:
-        raise ValueError("the model has an adapter already: set use_peft=True, so that the run is recorded as it is")
-    if start_from is not None and config.use_peft:
-        model = model.unload() if isinstance(model, PeftModel) else model
-        model = PeftModel.from_pretrained(model, start_from, is_trainable=True)
-    elif start_from is not None:
-        model = load_model(start_from, dtype)
-    elif config.use_peft and not isinstance(model, PeftModel):
-        model = with_adapter(
-            model, config.lora_r, config.lora_alpha, 0.0, config.lora_target_modules, **config.lora_args
-        )
-    disable_dropout(model)
-    return model.to(dtype).eval()
 
 
 class Learner:
