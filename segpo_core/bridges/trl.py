@@ -218,7 +218,15 @@ class SegmentGRPOTrainer(GRPOTrainer):
 
         def rewards(groups: list[int], texts: list[str]) -> list[float]:
             weights = self.reward_weights.tolist()
-            return reward_texts(self.reward_funcs, weights, batch.examples, groups, texts)[0]
+            total, _ = reward_texts(
+                self.reward_funcs,
+                weights,
+                batch.examples,
+                groups,
+                texts,
+                tokenizer=get_tokenizer(self.processing_class),
+            )
+            return [float("nan") if value is None else value for value in total]
 
         return rewards
 

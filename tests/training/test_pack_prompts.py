@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from segpo_core.algos import GRPO, GSPO, SAPO, SRPO, EntropyTokens, SPOChain
-from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.packing import can_pack
 from segpo_core.training.loop import Trainer
 from tests.fakes import families
@@ -51,8 +50,7 @@ def assert_same_update(path, out, algo, **changes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.learner.optimizer, "step", lambda: None)
         trainer.train_step()
-    examples, _ = trainer.examples()
-    prompts = Prompts.build(examples, trainer.processor, trainer.network.model.config)
+    prompts = trainer.examples()[1]
     sampled = dataclasses.replace(trainer.last[0], old_logprobs=None, values=None, ref_logprobs=None)
     packed, rows = (learnt(trainer, packing, sampled, prompts) for packing in (True, False))
     for name in ("old_logprobs", "values", "ref_logprobs"):
