@@ -272,7 +272,7 @@ RULES: dict[str, Rule] = {
     "fsdp_config": Rule("use accelerate launch --config_file configs/accelerate/fsdp2.yaml", (None, "", {})),
     "deepspeed": Rule("use accelerate launch --config_file configs/accelerate/fsdp2.yaml, or use_peft", (None, "")),
     "debug": Rule(_WHOLE, ("", [], None)),
-    "trust_remote_code": Rule("code of a model directory is never run here", (False, None)),
+    **{name: Rule("code of a model directory is never run here", (False, None)) for name in ("trust_remote_code",)},
     "router_aux_loss_coef": Rule(_WHOLE, (None, 0.0)),
     "sync_ref_model": Rule("the reference stays; set beta", (False,)),
     "multi_objective_aggregation": Rule("rewards are summed by reward_weights", ("sum_then_normalize",)),

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segpo_core.loading import load_object, names_code
-
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+from segpo_core.tasks.rows import SUFFIXES
 
 
 class Task(Protocol):
