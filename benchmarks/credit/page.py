@@ -23,14 +23,14 @@ def cell(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def table(rows: Figures, columns: dict[str, str]) -> str:
+def table(rows: Figures, columns: dict[str, str], digits: int = 2) -> str:
     """Markdown; a figure with an interval carries it."""
     lines = ["| credit | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     for arm, numbers in rows.items():
         cells = []
         for name in columns:
             low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
-            text = cell(numbers.get(name), 0 if name == "tokens" else 2)
+            text = cell(numbers.get(name), 0 if name == "tokens" else digits)
             cells.append(f"{text} ({cell(low)}–{cell(high)})" if low is not None and text != "–" else text)
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -155,7 +155,7 @@ def page() -> tuple[str, str]:
         "grid": grid(methods, "within"),
         "grid_all": grid(methods, "pearson"),
         "values": table(known, values),
-        "draws": table(again, drawn),
+        "draws": table(again, drawn, 3),
         "check": agreement(check),
         "second": f"{check['second_draw']['pearson']:.4f} over all tokens and {check['second_draw']['within']:.4f} "
                   f"within a completion",
