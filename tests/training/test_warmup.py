@@ -13,19 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from segpo_core.tasks.shapes import ShapesTask, demonstration
 from segpo_core.training import warmup as module
-from segpo_core.training.warmup import (
-    ASSISTANT,
-    END,
-    IMAGE,
-    PAD,
-    SYSTEM,
-    TAGS,
-    USER,
-    WarmupConfig,
-    encode,
-    measure,
-    warmup,
-)
+from segpo_core.training.model_card import measure
+from segpo_core.training.tiny_policy import ASSISTANT, END, IMAGE, PAD, SYSTEM, TAGS, USER, encode
+from segpo_core.training.warmup import WarmupConfig, warmup
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "tiny-vlm"
 TINY = WarmupConfig(vision_steps=2, steps=3, careless_steps=2, batch_size=4, threads=1, eval_problems=0, progress=False)
