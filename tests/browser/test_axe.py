@@ -13,7 +13,7 @@ from segviz.views.counterfactual import QUESTION, _fallback, counterfactual_data
 from tests.app.test_app import serving
 from tests.browser.axe import violations
 from tests.fakes.fake_run import write_run
-from tests.views.test_views_b import seen, write_tree
+from tests.views.made import seen, write_tree
 
 pytestmark = pytest.mark.browser
 

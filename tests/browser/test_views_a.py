@@ -9,7 +9,7 @@ import segviz as sv
 from segviz.views.groups import group_data
 from segviz.views.staircase import states_of, steps_of
 from tests.fakes.fake_run import HOSTILE, hostile_row, long_row, row, write_run
-from tests.views.test_views_a import credited, hostile_views, sampled, sibling
+from tests.views.made import credited, hostile_views, sampled, sibling
 
 pytestmark = pytest.mark.browser
 

@@ -12,7 +12,7 @@ from segviz.show.encode import script_json
 from segviz.show.theme import css, script
 from segviz.views.tree import tree_data
 from tests.fakes.fake_run import HOSTILE, hostile_row, write_run
-from tests.views.test_views_b import seen, write_tree
+from tests.views.made import seen, write_tree
 
 pytestmark = pytest.mark.browser
 

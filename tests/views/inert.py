@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from xml.etree import ElementTree
 
-from tests.views.test_segviz import Page
+from tests.views.made import Page
 
 TAGS = set("div h3 p b strong small pre br code details summary table tr th td ul ol li span sup img".split())
 SVG = {f"{{http://www.w3.org/2000/svg}}{tag}" for tag in ("svg", "rect", "path", "circle", "text")}

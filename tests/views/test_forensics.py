@@ -1,0 +1,116 @@
+"""Forensics: what a step learned from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import segviz as sv
+from segviz.runs.columns import rollout_columns
+from segviz.show.statistics import (
+    wilson,
+)
+from segviz.views.forensics import COLUMNS as FORENSIC_COLUMNS
+from segviz.views.forensics import forensics_data, histogram, trained_tokens
+from tests.fakes.fake_run import hostile_row, write_run
+from tests.views import inert
+from tests.views.made import simple
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> sv.Run:
+    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
+
+
+def of(rows: list[dict], config: dict | None = None) -> dict:
+    return forensics_data(rollout_columns(rows, FORENSIC_COLUMNS), config or {})
+
+
+def update(advantages=(1.0, -3.0), **columns) -> dict:
+    base = {"text": "abcd", "old_logprobs": [-1.0] * 4, "new_logprobs": [-0.9, -1.0, -1.2, -0.9]}
+    return simple(
+        advantages=advantages, ratio=[1.1, 1.0, 0.7, 1.0], clipped=[False, False, True, False], **base | columns
+    )
+
+
+def test_shares_of_the_loss_are_the_sizes_of_trained_advantages():
+    data = of([update()], {"loss_type": "token-mean"})
+    assert [(e["segment"], e["share"]) for e in data["top"]] == [(1, pytest.approx(0.75)), (0, pytest.approx(0.25))]
+    assert data["half"] == 1 and "1 of 2 segments" in data["verdict"][0]
+    masked = of([update(loss_mask=[True, True, True, False])])
+    assert masked["top"][0]["share"] == pytest.approx(3 / 5) and masked["tokens"] == 3
+    heaviest = data["top"][0]
+    assert heaviest["text"] == "cd" and heaviest["before"] == "ab" and heaviest["clipped"] == 0.5
+    assert heaviest["ratio"] == pytest.approx(0.85) and heaviest["change"] == pytest.approx(-0.05)
+
+
+def test_the_normaliser_of_the_loss_is_used_and_named():
+    short = update((1.0, 1.0)) | {"loss_mask": [True, False, False, False], "sample": 1}
+    tokens, completions = (
+        of([update((1.0, 1.0)), short], {"loss_type": t}) for t in ("token-mean", "seq-mean-token-mean")
+    )
+    share = {
+        name: sum(e["share"] for e in d["top"] if e["sample"] == 1) for name, d in (("t", tokens), ("c", completions))
+    }
+    assert share == {"t": pytest.approx(1 / 5), "c": pytest.approx(1 / 2)}
+    assert "token-mean" in tokens["normaliser"] and "seq-mean-token-mean" in completions["normaliser"]
+
+
+def test_clipped_and_moved_shares_by_sign():
+    data = of([update()])
+    positive, negative = data["clipped"]
+    assert (positive["hits"], positive["tokens"], negative["hits"], negative["tokens"]) == (0, 2, 1, 2)
+    assert negative["low"] == pytest.approx(float(wilson(1, 2)[0]))
+    # one ratio for the segment: its tokens tell one thing
+    shared = of([update()], {"importance_sampling_level": "segment"})["clipped"][1]
+    assert (shared["hits"], shared["tokens"]) == (1, 2) and shared["high"] == pytest.approx(float(wilson(0.5, 1)[1]))
+    up, down = data["moved"]
+    assert (up["up"], up["still"], up["down"], up["share"]) == (1, 1, 0, 1.0)
+    assert (down["up"], down["still"], down["down"], down["share"]) == (1, 0, 1, 0.5)
+
+
+def test_the_histogram_counts_every_token_once_by_sign():
+    rows = rollout_columns([update(), update((0.0, 2.0), sample=1)], FORENSIC_COLUMNS)
+    made = histogram(trained_tokens(rows), [0.8, 1.2])
+    assert sum(made["up"] + made["up_clipped"]) == 4 and sum(made["down"] + made["down_clipped"]) == 2
+    assert sum(made["down_clipped"]) == 1 and made["edges"][0] < 0.8 and made["edges"][-1] > 1.2
+    assert len(made["edges"]) == len(made["up"]) + 1
+    middle = len(made["up"]) // 2
+    assert made["edges"][middle] < 1 < made["edges"][middle + 1]
+
+
+def test_forensics_of_a_run_names_step_and_clip_range(run):
+    view = sv.forensics(run, 5)
+    assert view.data["step"] == 5 and view.data["clip"] is None and len(view.data["top"]) == 20
+    assert [e["share"] for e in view.data["top"]] == sorted((e["share"] for e in view.data["top"]), reverse=True)
+    assert "SAPO (segment-aligned)" in view.fallback and view.fallback.count("<tr>") == 21
+    assert of([update()], {"epsilon": 0.2, "epsilon_high": 0.28})["clip"] == [0.8, 1.28]
+    assert of([update()], {"epsilon": 0.2, "epsilon_high": None})["clip"] == [0.8, 1.2]
+    with pytest.raises(ValueError, match="no recorded rollouts of step 4; recorded steps: 1, 5"):
+        sv.forensics(run, 4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"loss_mask": [False] * 4}, "no token of this step entered the loss"),
+        ({"advantages": [0.0] * 4}, "every advantage of this step is zero"),
+        ({"advantages": [None] * 4}, "no token of this step entered the loss"),
+        ({"advantages": None}, "no token of this step entered the loss"),
+        ({"new_logprobs": None}, "Log-probabilities after the update are not recorded"),
+        ({"ratio": None, "clipped": None}, "No importance ratios are recorded"),
+        ({"pieces": None}, "Half of the step's |advantage|"),
+        ({"ratio": [1.0] * 3}, "No importance ratios are recorded"),
+    ],
+)
+def test_forensics_of_odd_rollouts(changed, words):
+    data = of([update() | changed])
+    assert words in " ".join(data["verdict"] + data["notices"])
+    json.dumps(data, allow_nan=True)
+
+
+def test_hostile_segments_stay_text(run):
+    view = sv.forensics(run, 1)
+    inert.check(view.fallback)
+    assert "<script" not in view.html().split('id="segviz-data">')[1].split("</script>")[0]
