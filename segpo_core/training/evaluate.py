@@ -86,8 +86,11 @@ def accuracies(truth: list[dict | None], rewards: list[float | None]) -> dict[st
             ("reasoning", "reasoning_right"),
             ("format", "format_right"),
         )
+        if all(t.get(key) is not None for t in known)  # a task without pictures says nothing of perception
     }
-    return share | {"grounded": sum(t["answer_right"] and t["perception_right"] for t in known) / len(known)}
+    if "perception" in share and "answer" in share:
+        share["grounded"] = sum(t["answer_right"] and t["perception_right"] for t in known) / len(known)
+    return share
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

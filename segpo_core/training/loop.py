@@ -22,6 +22,7 @@ from segpo_core.algos.base import without_cut
 from segpo_core.algos.check import checked
 from segpo_core.config import TrainConfig
 from segpo_core.loading import spec_of
+from segpo_core.policy.agreement import agreement
 from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import (
@@ -200,6 +201,8 @@ class Trainer:
             name = config.model_name_or_path if self.given_model is None else self.settings["model_name_or_path"]
             self.processor = load_processor(find_model(name))
         network, reference = build_network(config, self.processor, start_from, self.given_model)
+        self.agreement = agreement(network.model, self.processor)
+        log.info("our passes and the model's own differ by %.1e (head) and %.1e nats (cache)", *self.agreement)
         self.learner = Learner(config, self.accelerator, network, reference)
         self.network = self.learner.network
         self.sampler = Sampler(
@@ -219,6 +222,8 @@ class Trainer:
             "class": type(model).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": trainable,
+            "head_difference": self.agreement.head,
+            "cache_difference": self.agreement.decoding,
         }
 
     # --- the loop -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from segviz.runs.run import Run
 from segviz.show.status import status
 from segviz.show.view import View
 from segviz.show.widget import ViewWidget, display, with_still
-from segviz.views.board import board
+from segviz.views.board import board, question
 from segviz.views.ribbon import ribbon
 
 PATIENCE = 10  #: steps' time without a new file before a run is called stalled …
@@ -119,7 +119,7 @@ class Follower(ipywidgets.VBox):
             state, words = "unreadable", str(error)
         if state in ("running", "finished", "stalled") and not self.paused:
             try:
-                self._show_run()
+                self._show_run(self.run)
             except (ValueError, OSError) as error:
                 state, words = "unreadable", str(error)
         self.state = state
@@ -182,11 +182,11 @@ class Follower(ipywidgets.VBox):
         of = f" of {goal:,}" if isinstance(goal, int) else ""
         return f"{run.name}: " + ("no step yet." if last is None else f"step {last:,}{of}.")
 
-    def _show_run(self) -> None:
-        metrics = self.run.metrics
+    def _show_run(self, run: Run) -> None:
+        metrics = run.metrics
         if self._shown.get("metrics") is not metrics:
             self._shown["metrics"] = metrics
-            self._put(self._board, board(self.run, f"{self.run.name}: does it learn, and does it still look?"))
+            self._put(self._board, board(run, f"{run.name}: {question([run]).lower()}"))
         steps = self.run.steps
         if not steps:
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from segpo_core.tasks.answers import last_expression, stated_answer
 from segviz.parts.credit import (
     Blame,
     blamed,
@@ -23,6 +24,7 @@ from segviz.parts.credit import (
 from segviz.runs.rollout import Rollout
 from segviz.show.encode import tidy
 
+_BLOCK = re.compile(r"</?\w+>")
 LARGEST_IMAGE = 600_000  #: bytes above which an image is shown smaller than it is
 
 
@@ -89,16 +91,28 @@ def facts(rollout: Rollout) -> dict[str, Any]:
     """Reward, answer and what is known to be right, for the badges."""
     row = rollout.row
     parts = rollout.json("reward_parts")
-    said = re.findall(r"<answer>(.*?)</answer>", rollout.text, re.S)
+    said = said_of(rollout)
     right = {name: row.get(f"{name}_right") for name in ("answer", "perception", "reasoning")}
     return {
         "reward": row.get("reward"),
         "parts": parts if isinstance(parts, dict) else {},
         "reference": _short(row.get("answer")),
-        "said": _short(said[-1].strip()) if said else None,
+        "said": _short(said.strip()) if said else None,
         "finished": row.get("finished"),
         "right": right,
     }
+
+
+def said_of(rollout: Rollout) -> str | None:
+    """What the text gives as its answer: what the task found (`said` in the truth), else what it states, else, in a
+    text without blocks that has a reference to be held against, its last number or expression."""
+    truth = rollout.json("truth")
+    if isinstance(truth, dict) and "said" in truth:
+        return truth["said"]
+    stated = stated_answer(rollout.text)
+    if stated is not None or rollout.row.get("answer") is None or _BLOCK.search(rollout.text):
+        return stated
+    return last_expression(rollout.text)
 
 
 def prompt_of(rollout: Rollout) -> list[dict[str, Any]]:

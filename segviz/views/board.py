@@ -68,7 +68,7 @@ SINGLE = (
 _SEED_KEYS = ("seed", "output_dir", "resume", "run_name", "report_to")
 
 
-def board(runs: Run | Sequence[Run], title: str = "Does it learn, and does it still look?") -> View:
+def board(runs: Run | Sequence[Run], title: str | None = None) -> View:
     """Learning curves of a run; of several runs laid over each other, seeds as one line with a band. Unusual steps are
     marked, and a click or Enter on a step lists its most telling rollouts.
 
@@ -78,6 +78,7 @@ def board(runs: Run | Sequence[Run], title: str = "Does it learn, and does it st
     runs = [runs] if isinstance(runs, Run) else list(runs)
     if not runs:
         raise ValueError("board needs at least one run: sv.board(sv.open('runs/…'))")
+    title = title or question(runs)
     data = board_data(runs, title) | {"rollouts": telling(runs)}
     rows = "".join(
         f"<tr><td>{escape(chart['title'])}</td><td>{escape(series['panel'])}</td><td>{escape(series['label'])}</td>"
@@ -105,7 +106,13 @@ def _words(data: Mapping[str, Any]) -> str:
     return f"{chart['title']}: {', '.join(ends)}."
 
 
-def board_data(runs: Sequence[Run], title: str = "Does it learn, and does it still look?") -> dict[str, Any]:
+def question(runs: Sequence[Run]) -> str:
+    """What the curves answer: only a task with pictures knows whether a policy still looks at them."""
+    looks = any("perception" in name for run in runs for name in run.metrics)
+    return "Does it learn, and does it still look?" if looks else "Does it learn?"
+
+
+def board_data(runs: Sequence[Run], title: str = "Does it learn?") -> dict[str, Any]:
     """What the script needs to draw the board, but for the lists of rollouts, which `telling` makes."""
     groups = _groups(runs)
     several = len(groups) > 1
@@ -120,6 +127,7 @@ def board_data(runs: Sequence[Run], title: str = "Does it learn, and does it sti
                     style = g if several else place
                     lines.append(line | {"label": group if several else label, "panel": label, "style": style})
         if lines:
+            hint = hint if any(line["panel"] == "grounded" for line in lines) else ""
             charts.append({"title": name, "hint": hint, "share": True, "panels": several, "lines": lines})
     rest = sorted({name for metrics in groups.values() for m in metrics for name in m})
     for title_of, names in SINGLE:
