@@ -48,6 +48,11 @@ CLAIMS = (
 )
 #: Not the papers' claims, but what was tried on top: arm and what it is held against.
 TRIED = (
+    Claim(OURS, "fork values at 4e-4 against GRPO at 2e-4", "forks at 0.0004", "grpo"),
+    Claim(OURS, "SPO-chain at 4e-4 against GRPO at 2e-4", "spo_chain at 0.0004", "grpo"),
+    Claim(OURS, "fork values at 4e-4 instead of 2e-4", "forks at 0.0004", "forks"),
+    Claim(OURS, "SPO-chain at 4e-4 instead of 2e-4", "spo_chain at 0.0004", "spo_chain"),
+    Claim(OURS, "GRPO at 4e-4 instead of 2e-4", "grpo at 0.0004", "grpo"),
     Claim(OURS, "λ = 0.8 instead of 0.99", "sapo lam 0.8", "sapo"),
     Claim(OURS, "a critic with a backbone of its own, learning rate 5e-4", "sapo model", "sapo"),
     Claim(OURS, "value pretraining for 5 steps", "sapo pretrained", "sapo"),

@@ -92,7 +92,7 @@ class Runs:
 
     Args:
         lines: as `read` gives them.
-        rate: runs with another learning rate are left out.
+        rate: of the arms as they are called; those of another one are "ARM at RATE".
     """
 
     def __init__(self, lines: list[Line], rate: float):
@@ -100,7 +100,7 @@ class Runs:
         for line in lines:
             arm, seed = line["arm"], line["seed"]
             if line["learning_rate"] != rate:
-                continue
+                arm = f"{arm} at {line['learning_rate']:g}"
             if seed not in self.of.setdefault(arm, {}) or line["step"][-1] > self.of[arm][seed]["step"][-1]:
                 self.of[arm][seed] = dict(line)
         for runs in self.of.values():

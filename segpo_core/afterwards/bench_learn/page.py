@@ -17,6 +17,8 @@ MARK = "<!-- {} -->"
 BLOCKS = ("runs", "methods", "cost", "state", "claims", "tried", "tuning", "credit")
 #: Accuracy that a run is timed to.
 HEIGHT = 0.8
+#: What learning is set against rightness at: axis -> how it is called.
+AXES = {"tokens": "tokens", "step": "steps"}
 #: Budgets are round numbers that every run of a method reaches.
 ROUND = {"tokens": 5000, "seconds": 1, "step": 1}
 
@@ -39,14 +41,11 @@ def write(lines: list[Line], page: Path, folder: Path, credit: Path) -> None:
              for curve, axis in (("answer", "tokens"), ("answer", "seconds"), ("grounded", "tokens"))}  # fmt: skip
     plots["claims"] = plot.differences(found)
     right = rightness(credit)
-    points = {}
-    for name in measured:
-        if name in right:
-            areas = runs.areas(name, "answer", "tokens", most["tokens"])
-            points[titles[name]] = right[name], float(np.mean([*areas.values()]))
-    if len(points) > 2:
-        plots["credit"] = plot.scatter(points, "correlation of credit with true token advantages",
-                                       "mean answer accuracy over the run")  # fmt: skip
+    points = {axis: _points(runs, right, axis, most[axis]) for axis in ("tokens", "step")}
+    for axis, of in points.items():
+        if len(of) > 2:
+            y_name = f"mean answer accuracy over the run, equal {AXES[axis]}"
+            plots[f"credit-{axis}"] = plot.scatter(of, "correlation of credit with true token advantages", y_name)
     folder.mkdir(parents=True, exist_ok=True)
     for name, svg in plots.items():
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -91,14 +90,10 @@ def _rounded(value: float, step: float) -> float:
 
 def rightness(folder: Path) -> dict[str, float]:
     """Arm -> correlation of its credit with the true one, from the results of `segpo bench-credit`; {} without."""
-    found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(results, dict):
-            found |= {
-                name: row["pearson"] for name, row in results.items() if isinstance(row, dict) and "pearson" in row
-            }
-    return found
+    path = folder / "methods.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    names = {name: name if name in found else arms.RIGHTNESS.get(name) for name in arms.METHODS}
+    return {name: found[arm]["pearson"] for name, arm in names.items() if arm in found}
 
 
 # --- tables -----------------------------------------------------------------------------------------
@@ -219,12 +214,27 @@ def _tuning(lines: list[Line]) -> str:
                                for rate in (arms.RATE, arms.OTHER_RATE))), rows)  # fmt: skip
 
 
-def _credit(points: dict[str, tuple[float, float]]) -> str:
-    if len(points) <= 2:
+def _points(runs: Runs, right: dict[str, float], axis: str, budget: float) -> dict[str, tuple[float, float]]:
+    """Title -> (rightness, area), of methods that have both."""
+    areas = {name: [*runs.areas(name, "answer", axis, budget).values()] for name in right}
+    return {arms.ARMS[name].title: (right[name], float(np.mean(of))) for name, of in areas.items() if of}
+
+
+def _credit(points: dict[str, dict[str, tuple[float, float]]]) -> str:
+    if len(points["tokens"]) <= 2:
         return "No results of `segpo bench-credit` beside the curves."
-    x, y = (np.asarray([p[k] for p in points.values()]) for k in (0, 1))
-    ranks = [np.argsort(np.argsort(v)) for v in (x, y)]
-    return (
-        f"![Rightness of credit against learning](learning/credit.svg)\n\nRank correlation over {len(points)} methods: "
-        f"{np.corrcoef(*ranks)[0, 1]:+.2f}; of the values themselves: {np.corrcoef(x, y)[0, 1]:+.2f}."
-    )
+    parts = []
+    for axis, of in points.items():
+        x, y = (np.asarray([p[k] for p in of.values()]) for k in (0, 1))
+        parts.append(
+            f"![Rightness of credit against learning, equal {AXES[axis]}](learning/credit-{axis}.svg)\n\n"
+            f"At equal {AXES[axis]}, over {len(of)} methods: rank correlation "
+            f"{np.corrcoef(_ranks(x), _ranks(y))[0, 1]:+.2f}, of the values themselves {np.corrcoef(x, y)[0, 1]:+.2f}."
+        )
+    return "\n\n".join(parts)
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Equal values share their rank."""
+    ordered = np.sort(x)
+    return (np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")) / 2
