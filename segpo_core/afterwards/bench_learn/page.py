@@ -52,7 +52,7 @@ def write(lines: list[Line], page: Path, folder: Path, credit: Path) -> None:
     made = {
         "runs": _runs(lines, runs, most), "methods": _methods(runs, measured, most),
         "cost": _cost(runs, measured, most), "state": _state(runs, measured, most), "claims": _claims(found),
-        "tried": _claims(tried, verdict=False), "tuning": _tuning(lines), "credit": _credit(points),
+        "tried": _tried(tried), "tuning": _tuning(lines), "credit": _credit(points),
     }  # fmt: skip
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(filled(page.read_text(encoding="utf-8") if page.exists() else _skeleton(), made), encoding="utf-8")
@@ -186,15 +186,26 @@ def _state(runs: Runs, names: Sequence[str], most: dict[str, float]) -> str:
     return _table(head, rows)
 
 
-def _claims(found: Sequence[Finding], verdict: bool = True) -> str:
+def _claims(found: Sequence[Finding]) -> str:
     rows = []
     for f in found:
-        row = [f.claim.source] if verdict else []
-        row += [f.claim.says, *(_say(i, 3, True) for i in (f.tokens, f.seconds, f.step)), str(f.tokens.number)]
-        row += [f"{f.token_budget / 1000:.0f}k"]
-        rows.append(row + [f"**{f.verdict}**" if f.verdict in ("confirmed", "contradicted") else f.verdict])
-    head = ("equal tokens", "equal time", "equal steps", "seeds", "tokens", "here" if verdict else "better")
-    return _table((("paper",) if verdict else ()) + ("claim" if verdict else "tried", *head), rows)
+        here = f"**{f.verdict}**" if f.verdict in ("confirmed", "contradicted") else f.verdict
+        rows.append([f.claim.source, *_difference(f), here])
+    return _table(("paper", "claim", *DIFFERENCE, "here"), rows)
+
+
+def _tried(found: Sequence[Finding]) -> str:
+    words = {"confirmed": "**better**", "contradicted": "**worse**", "not measured": "too few seeds"}
+    rows = [[*_difference(f), words.get(f.verdict, "not told apart")] for f in found if f.tokens.number]
+    return _table(("tried", *DIFFERENCE, "here"), rows) if rows else "Nothing yet."
+
+
+DIFFERENCE = ("equal tokens", "equal time", "equal steps", "seeds", "tokens")
+
+
+def _difference(f: Finding) -> list[str]:
+    intervals = (_say(i, 3, True) for i in (f.tokens, f.seconds, f.step))
+    return [f.claim.says, *intervals, str(f.tokens.number), f"{f.token_budget / 1000:.0f}k"]
 
 
 def _tuning(lines: list[Line]) -> str:

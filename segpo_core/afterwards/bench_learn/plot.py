@@ -116,11 +116,15 @@ def scatter(points: dict[str, tuple[float, float]], x_name: str, y_name: str) ->
             at = scaled(tick, values)
             spot = (left + at * w, top + h + 16, "middle") if across else (left - 6, top + h - at * h + 4, "end")
             parts.append(_text(spot[0], spot[1], f"{tick:.2f}", SOFT, spot[2]))
-    for name, (a, b) in points.items():
+    taken: list[tuple[float, float]] = []
+    for name, (a, b) in sorted(points.items(), key=lambda item: -item[1][1]):
         x, y = left + scaled(a, xs) * w, top + h - scaled(b, ys) * h
-        right = x > left + w * 0.75
+        right, at = x > left + w * 0.75, y + 4
+        while any(abs(x - u) < 120 and abs(at - v) < 12 for u, v in taken):  # names do not lie on each other
+            at += 1
+        taken.append((x, at))
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{BLUE}"/>')
-        parts.append(_text(x + (-8 if right else 8), y + 4, name, INK, "end" if right else "start"))
+        parts.append(_text(x + (-8 if right else 8), at, name, INK, "end" if right else "start"))
     parts.append(_text(left + w / 2, top + h + 34, x_name, SOFT, "middle"))
     parts.append(_text(left, top - 4, y_name, SOFT))
     return _svg(left + w + 20, top + h + 44, parts, f"{y_name} against {x_name}")
