@@ -50,6 +50,9 @@ docs: $(STAMP) ## put the documentation together as a site, build/site
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
 	@$(BIN)/python docs/make_site.py && $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
 
+torture: $(STAMP) ## make thousands of files wrong, by seed (SEED=0 SHARE=1); the figures go into benchmarks/RESULTS.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(or $(SEED),0) --share $(or $(SHARE),1)
+
 bench: $(STAMP) ## run every benchmark, one after the other
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 

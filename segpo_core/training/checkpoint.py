@@ -20,6 +20,8 @@ import json
 import logging
 import os
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from torch import Tensor, nn
 
 from segpo_core.policy.sharding import load_optimizer_state
 from segpo_core.record.store import read_plain, step_name, step_of
+
+#: Seconds before a checkpoint that must be is tried again: a network file system comes back, a disk is freed.
+WAITS = (1.0, 5.0, 15.0)
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,7 @@ def save(
     processor: Any,
     facts: dict,
     keep: int,
+    waits: Sequence[float] = (),
 ) -> Path:
     """Write the checkpoint of `step` under `directory`, then remove all but the newest `keep`.
 
@@ -50,11 +56,34 @@ def save(
         weights: its state; see `sharding.whole_state`.
         optimizer: the optimizer's state; see `sharding.optimizer_state`.
         facts: goes into trainer.json.
+        waits: seconds before each further attempt, where one fails.
 
     Raises:
         OSError: no space left, say. Earlier checkpoints are untouched and no torn one is visible.
     """
-    target, temporary = directory / step_name(step), directory / f".{step_name(step)}.tmp"
+    target = directory / step_name(step)
+    for wait in (*waits, None):
+        try:
+            _write(target, step, network, weights, optimizer, processor, facts)
+            break
+        except OSError as error:
+            if wait is None:
+                raise
+            log.warning("%s; it is tried again in %g s", error, wait)
+            time.sleep(wait)
+    for old in listed(directory)[:-keep] if keep > 0 else []:
+        remove(old)
+    for left in directory.glob(".step-*"):  # of writers that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    return target
+
+
+def _write(
+    target: Path, step: int, network: nn.Module, weights: dict[str, Tensor], optimizer: dict[str, Any], processor: Any,
+    facts: dict,
+) -> None:  # fmt: skip
+    """One attempt. Any error but OSError of a library that writes a part of it becomes one."""
+    temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         policy = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
@@ -83,11 +112,6 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in listed(directory)[:-keep] if keep > 0 else []:
-        remove(old)
-    for left in directory.glob(".step-*"):  # of writers that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    return target
 
 
 def _in_order(path: Path) -> None:

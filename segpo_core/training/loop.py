@@ -405,12 +405,13 @@ class Trainer:
         weights, moments = self.learner.weights(), optimizer_state(self.learner.optimizer)
         saved = True
         if self.accelerator.is_main_process:
+            facts = {
+                "method": self.method.name, "seed": self.config.seed, "model": str(self.settings["model_name_or_path"]),
+            }  # fmt: skip
             try:
                 checkpoint.save(
-                    self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor,
-                    {"method": self.method.name, "seed": self.config.seed,
-                     "model": str(self.settings["model_name_or_path"])},
-                    self.config.save_total_limit,
+                    self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor, facts,
+                    self.config.save_total_limit, checkpoint.WAITS if must else (),
                 )  # fmt: skip
             except OSError as error:
                 if must:
