@@ -44,7 +44,8 @@ class TrainConfig:
     written and how watched may differ."""
 
     model_name_or_path: str = "data/tiny-vlm"
-    """Directory (or hub name) of a transformers model, with its processor or tokenizer."""
+    """Directory (or hub name) of a transformers model, with its processor or tokenizer; a GGUF file, or its folder; or
+    package:NAME, the folder of an installed Python package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model's computation; losses and log-probabilities are float32 in any case. Weights that are
     trained, and AdamW's moments, are kept in float32: without LoRA, bfloat16 takes up to 20 bytes a parameter (float32:
@@ -61,8 +62,8 @@ class TrainConfig:
     """Further arguments of peft's LoraConfig: use_dora, use_rslora, modules_to_save …"""
 
     dataset: str = "shapes"
-    """`shapes`, or a .jsonl / .parquet file, or the hub name of a data set with prompt, images and answer columns, or a
-    task of your own as `file.py:Task` or `package.module:Task`."""
+    """`shapes` or `arithmetic`, or a .jsonl / .parquet file, or the hub name of a data set with prompt, images and
+    answer columns, or a task of your own as `file.py:Task` or `package.module:Task`."""
     dataset_args: dict[str, Any] = field(default_factory=dict)
     """Further settings of the data set, such as its columns' names (see segpo_core/tasks)."""
     reward_funcs: list[str] = field(default_factory=list)
