@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -24,13 +25,14 @@ from segpo_core.record.store import ROLLOUT_SCHEMA
 from segviz.app.files import Watch
 from segviz.app.kept import Kept
 from segviz.app.shelf import Place
+from segviz.runs.columns import question
 from segviz.show.encode import tidy
 
 log = logging.getLogger(__name__)
 
 READ = (
     "step group sample method example_id reward finished answer_right perception_right reasoning_right error_kind "
-    "segment_end segment_advantage text"
+    "segment_end segment_advantage text prompt"
 ).split()
 _SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in READ])
 
@@ -38,7 +40,8 @@ _TABLE = """
 CREATE TABLE rollouts (
   run INTEGER, file INTEGER, step INTEGER, "group" INTEGER, sample INTEGER, method VARCHAR, example_id VARCHAR,
   reward FLOAT, finished BOOLEAN, answer_right BOOLEAN, perception_right BOOLEAN, reasoning_right BOOLEAN,
-  error_kind VARCHAR, tokens INTEGER, segments INTEGER, lowest FLOAT, highest FLOAT, spread FLOAT, text VARCHAR)
+  error_kind VARCHAR, tokens INTEGER, segments INTEGER, lowest FLOAT, highest FLOAT, spread FLOAT, text VARCHAR,
+  question VARCHAR)
 """
 TEXT = 4000  #: characters of a completion that are searched: a million long ones would fill the disk a second time
 
@@ -47,7 +50,7 @@ _INSERT = f"""
 INSERT INTO rollouts
 SELECT run, file, step, "group", sample, method, example_id, reward, finished, answer_right, perception_right,
   reasoning_right, error_kind, segment_end[-1], len(segment_end), list_min(credit), list_max(credit),
-  list_max(credit) - list_min(credit), left(text, {TEXT})
+  list_max(credit) - list_min(credit), left(text, {TEXT}), left(question, {TEXT})
 FROM (SELECT *, list_filter(segment_advantage, lambda x: isfinite(x)) AS credit FROM batch)
 """
 
@@ -167,7 +170,10 @@ class Index:
     def _table(self, run: Indexed, name: str) -> pa.Table | None:
         """The light columns of one file; None, and a problem noted, where it cannot be read."""
         try:
-            return read_table(run.watch.folder / name, _SCHEMA)
+            table = read_table(run.watch.folder / name, _SCHEMA)
+            asked = cache(question)  # a group shares its prompt
+            questions = pa.array(map(asked, table["prompt"].to_pylist()), pa.string())
+            return table.drop_columns("prompt").append_column("question", questions)
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:

@@ -64,7 +64,7 @@ class Question:
     spread_from: float | None = None
     spread_to: float | None = None
     example: str = ""  #: example_id, exactly
-    text: str = ""  #: part of the completion's first 4,000 characters, upper and lower case alike
+    text: str = ""  #: part of the question or of the completion's first 4,000 characters, upper and lower case alike
     sort: str = "-step"  #: a name of SORTS, with a minus for the largest first
     offset: int = 0
     limit: int = 50
@@ -112,8 +112,8 @@ class Question:
                 tests.append(test)
                 values.append(said)
         if self.text:
-            tests.append("contains(lower(text), lower(?))")
-            values.append(self.text)
+            tests.append("(contains(lower(text), lower(?)) OR contains(lower(question), lower(?)))")
+            values += [self.text, self.text]
         return " AND ".join(tests), values
 
     def order(self) -> str:

@@ -29,7 +29,7 @@ class Controls:
             "error_kind": ipywidgets.Dropdown(description="first error", options=[("any", "")], layout=small),
             "method": ipywidgets.Dropdown(description="method", options=[("any", "")], layout=small),
             "text": ipywidgets.Text(
-                description="text", placeholder="words in the completion", continuous_update=False, layout=wide
+                description="text", placeholder="words in question or completion", continuous_update=False, layout=wide
             ),
             "perception_error": ipywidgets.Checkbox(description="perception wrong", indent=False),
             "truncated": ipywidgets.Checkbox(description="cut at the limit", indent=False),

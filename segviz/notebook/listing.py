@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from segpo_core.record.store import read_rollouts
 from segviz.parts.credit import signed
+from segviz.runs.columns import question
 from segviz.runs.run import Run
 from segviz.show.encode import escape
 from segviz.show.theme import level, method_label
@@ -181,17 +183,19 @@ def _within(value: float | None, span: tuple[float, float] | None) -> bool:
 
 
 def _texts_with(run: Run, words: str, steps: Sequence[int]) -> set[tuple[int, ...]]:
-    """(step, group, sample) of completions that hold the words. A file that cannot be read holds none: `Run.problems`
-    names it."""
-    columns = [*_IDS, "text"]
+    """(step, group, sample) of rollouts whose completion or question holds the words. A file that cannot be read
+    holds none: `Run.problems` names it."""
+    columns, asked = [*_IDS, "text", "prompt"], cache(question)
     try:
         tables = [read_rollouts(run.path, steps, columns)]
     except (ValueError, OSError):  # one of them is torn: each by itself
         tables = [table for step in steps if (table := _readable(run, step, columns)) is not None]
     found: set[tuple[int, ...]] = set()
     for table in tables:
-        hits = table.filter(pc.fill_null(pc.match_substring(table["text"], words, ignore_case=True), False))
-        found.update(zip(*(hits[name].to_pylist() for name in _IDS), strict=True))
+        questions = pa.array(map(asked, table["prompt"].to_pylist()), pa.string())
+        for texts in (table["text"], questions):
+            hits = table.filter(pc.fill_null(pc.match_substring(texts, words, ignore_case=True), False))
+            found.update(zip(*(hits[name].to_pylist() for name in _IDS), strict=True))
     return found
 
 

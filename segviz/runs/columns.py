@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -118,3 +119,18 @@ def _plain(value: Any) -> Any:
     if len(value) and isinstance(next((v for v in value if v is not None), None), str):
         return list(value)
     return np.array(value, dtype=float)
+
+
+def question(prompt: str | None) -> str:
+    """The words of a recorded prompt: the texts of its messages, a line each; what is no JSON stays as it is."""
+    try:
+        messages = json.loads(prompt or "")
+    except ValueError:
+        return prompt or ""
+    words: list[str] = []
+    for message in messages if isinstance(messages, list) else [messages]:
+        content = message.get("content") if isinstance(message, dict) else message
+        for part in content if isinstance(content, list) else [content]:
+            text = part.get("text") if isinstance(part, dict) else part
+            words += [text] if isinstance(text, str) else []
+    return "\n".join(words)

@@ -118,7 +118,7 @@ def test_exploring_narrows_walks_and_keeps_its_keys(lab, view):
     told, ribbon = cell.locator(".list-head h3 > span:last-child"), cell.locator(".ribbon .eyebrow")
     total = int(lab.python("print(len(run.rollouts))"))
     expect(told).to_have_text(f"1–12 of {total}")
-    cell.get_by_placeholder("words in the completion").fill("COUNT IS 2")
+    cell.get_by_placeholder("words in question or completion").fill("COUNT IS 2")
     lab.page.keyboard.press("Enter")
     fits = int(lab.python("print(len(explorer.rows))"))
     assert 12 < fits < total

@@ -22,6 +22,7 @@ import segviz as sv
 from segpo_core.record.files import read_table
 from segpo_core.record.store import Recorder, SchemaError, read_rollouts
 from segviz.notebook.listing import COLUMNS, PAGE, VERDICTS, Filter, listing, narrow, ordered
+from segviz.runs.columns import question
 from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -116,19 +117,24 @@ def test_each_condition_lets_through_what_it_says(run, wanted, holds):
     assert keys(found) == keys(r for r in every if holds(r))
 
 
-def test_words_are_searched_in_the_text_and_nothing_else(run, monkeypatch):
+def test_words_are_searched_in_text_and_question_and_nothing_else(run, monkeypatch):
     read = []
     monkeypatch.setattr(
         "segviz.notebook.listing.read_rollouts",
         lambda path, steps, columns: (read.append(columns), read_rollouts(path, steps, columns))[1],
     )
     found = narrow(run, Filter(text="COUNT is 2", steps=(1, 9)))
-    assert read and all(set(columns) == {"step", "group", "sample", "text"} for columns in read)
+    assert read and all(set(columns) == {"step", "group", "sample", "text", "prompt"} for columns in read)
     whole = {(s, r["group"], r["sample"]) for s in (1, 5, 9) for r in run.rollouts_at(s)
              if "count is 2" in run.rollout(s, r["group"], r["sample"]).text.lower()}  # fmt: skip
     assert set(keys(found)) == whole and whole
     assert keys(narrow(run, Filter(text="</script>"))) == [(1, 90, 0)]
     assert not narrow(run, Filter(text="(no such words"))
+    asked = question(run.rollout(5, 0, 0).row["prompt"])
+    there = {(s, r["group"], r["sample"]) for s in run.steps for r in run.rollouts_at(s)
+             if asked in question(run.rollout(s, r["group"], r["sample"]).row["prompt"])}  # fmt: skip
+    assert asked and set(keys(narrow(run, Filter(text=asked.upper())))) == there >= {(5, 0, i) for i in range(4)}
+    assert not narrow(run, Filter(text='"role"'))  # the words of a prompt, not how it is stored
 
 
 def test_what_is_not_recorded_is_in_no_range_and_last_in_every_order(tmp_path):

@@ -61,7 +61,7 @@ class RolloutsPanel extends Panel {
       el.value = this.filters[`${name}_${end}`] ?? "";
       return el;
     }));
-    const search = h("input", { type: "search", name: "text", placeholder: "words in the completion", title: "Searches the first 4,000 characters of each completion", "aria-label": "Text", oninput: (event) => set("text", event.target.value) });
+    const search = h("input", { type: "search", name: "text", placeholder: "words in question or completion", title: "Searches the question and the first 4,000 characters of each completion", "aria-label": "Text", oninput: (event) => set("text", event.target.value) });
     search.value = this.filters.text ?? "";
     this.runSelect = select("run", "Run", [["", "all runs"]]);
     this.methodSelect = select("method", "Method", [["", "any"]]);
