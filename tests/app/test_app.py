@@ -29,6 +29,7 @@ from segviz.app.metrics import POINTS, MetricLog, thin
 from segviz.app.rollouts import Question, ask, snippet
 from segviz.app.shelf import Missing, Shelf
 from segviz.app.start import Settings, Starter
+from segviz.runs.columns import question
 from segviz.views.board import board_data
 from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
 
@@ -217,8 +218,15 @@ def test_long_curves_are_thinned_around_the_truth(count):
 
 def test_the_table_answers_as_the_run_itself(runs, index):
     shelf = Shelf([runs])
-    everything = [dict(row) for row in sv.open(runs / "first").rollouts]
+    run = sv.open(runs / "first")
+    everything = [dict(row) for row in run.rollouts]
+
+    def says(row, words):
+        asked = run.rollout(row["step"], row["group"], row["sample"])
+        return words in (question(asked.row["prompt"]) + asked.text).lower()
+
     tests = {
+        (("text", "how many"),): lambda r: says(r, "how many"),  # a word of the question
         (("answer", "right"),): lambda r: r["answer_right"] is True,
         (("perception", "wrong"), ("answer", "right")): lambda r: r["perception_right"] is False and r["answer_right"],
         (("error", "reasoning"),): lambda r: r["error_kind"] == "reasoning",
