@@ -129,6 +129,10 @@ class TrainConfig:
     """Checkpoints kept; the oldest go first."""
     record_steps: int = 1
     """Steps between recorded rollouts; 0: none are recorded."""
+    score_after_update: bool = False
+    """Score a recorded step's completions once more after its updates, to see how far these moved each token
+    (new log-probabilities, ratios, `step_kl`); costs a pass. Off: ratios are those that the step's last update saw,
+    and none are recorded where one update is all, as they are 1 then."""
     report_to: str = "none"
     """Experiment trackers to write to as well, through accelerate: tensorboard, trackio, wandb; several with commas."""
     cpu: bool = False

@@ -95,8 +95,11 @@ ROLLOUT_SCHEMA = pa.schema(
         ("role_ids", pa.list_(pa.int8())),
         ("loss_mask", pa.list_(pa.bool_())),
         ("segment_ids", _ints),
-        ("new_logprobs", _floats),  # after the step's updates
-        ("ratio", _floats),  # importance ratio at the method's own level, after the step's updates
+        ("new_logprobs", _floats),  # after the step's updates, where these were scored once more
+        (
+            "ratio",
+            _floats,
+        ),  # importance ratio at the method's own level, after the step's updates or as the last saw it
         ("clipped", pa.list_(pa.bool_())),  # that ratio lies beyond the clip range on the side that clips
         ("perception_contrast", _floats),
         ("reasoning_contrast", _floats),

@@ -14,6 +14,7 @@ from segpo_core.algos.base import judged
 from segpo_core.sampling.nodes import Nodes
 from segpo_core.segments import count, starts
 from segpo_core.training import evaluate
+from segpo_core.training.together import everyone
 from segpo_core.types import Credit, Rollouts
 
 #: Continuations of each state with which a critic is compared.
@@ -50,6 +51,19 @@ def describe(rollouts: Rollouts, credit: Credit, nodes: Nodes | None = None) -> 
             (rollouts.old_logprobs - rollouts.sampled_logprobs)[mask].abs().max()
         )
     return numbers | value_metrics(rollouts, credit, nodes) | credit.metrics
+
+
+def step_kl(new: Tensor, rollouts: Rollouts) -> dict[str, float]:
+    """How far a step's updates moved the policy on its own tokens, over all processes; each of them must call it.
+
+    Args:
+        new: float32 [B, T], log-probabilities after the updates, NaN where there is none.
+        rollouts: this process's own.
+    """
+    change = losses.kl(new, rollouts.logprobs, "k3")[rollouts.mask]
+    change = change[~change.isnan()]
+    total, tokens = (sum(column) for column in zip(*everyone([(float(change.sum()), len(change))]), strict=True))
+    return {"step_kl": total / tokens if tokens else float("nan")}
 
 
 def value_metrics(rollouts: Rollouts, credit: Credit, nodes: Nodes | None = None) -> dict[str, float]:

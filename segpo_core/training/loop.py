@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
-from segpo_core import losses
 from segpo_core.algos import METHODS
 from segpo_core.algos.base import without_cut
 from segpo_core.algos.check import checked
@@ -48,7 +47,7 @@ from segpo_core.sampling.nodes import node_rows
 from segpo_core.segments import TAGS, role_ids
 from segpo_core.shipped import shipped
 from segpo_core.training import agreed, checkpoint, evaluate
-from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states
+from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
 from segpo_core.training.hold import LOCK, Hold
 from segpo_core.training.problems import Problems
 from segpo_core.training.together import everyone, own_part, whole_batch
@@ -369,12 +368,8 @@ class Trainer:
             node_ids=node_ids, new_logprobs=new, ratio=ratio, clipped=clipped,
         )  # fmt: skip
         self.recorder.rollouts(self.step, rows, images)
-        # How far the step's updates moved the policy on its own tokens.
-        change = losses.kl(new, rollouts.logprobs, "k3")[rollouts.mask]
-        change = change[~change.isnan()]
-        parts = everyone([(float(change.sum()), len(change), self.recorder.failures)])
-        total, tokens, failures = (sum(column) for column in zip(*parts, strict=True))
-        return {"step_kl": total / tokens if tokens else float("nan"), "record/failures": float(failures)}
+        numbers = {"record/failures": float(sum(everyone([self.recorder.failures])))}
+        return numbers if new is None else numbers | step_kl(new, rollouts)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out accuracy, the work shared by the processes."""

@@ -65,6 +65,11 @@ class Micro:
         """These rows of a [B, T] tensor, as [b, t]."""
         return values[self.rows, : self.ids.shape[1]]
 
+    def put(self, part: Tensor, whole: Tensor) -> None:
+        """Write what a pass says of its tokens, [b, t], to their places in [B, T]."""
+        width = self.ids.shape[1]
+        whole[self.rows, :width] = torch.where(self.mask, part, whole[self.rows, :width])
+
 
 def build_network(
     config: TrainConfig, processor: Any, start_from: Path | None = None, given: nn.Module | None = None
@@ -126,6 +131,8 @@ class Learner:
         self, config: TrainConfig, accelerator: Accelerator, network: ActorCritic, reference: ActorCritic | None = None
     ):
         self.config, self.method, self.accelerator = config, config.algo, accelerator
+        #: float32 [B, T], of the step's last pass over each token: its log-probability; NaN where there was none
+        self.last_pass = torch.empty(0)
         self.reference = None if reference is None else reference.to(accelerator.device)
         network.to(accelerator.device)
         self.sharded = sharding.wanted(accelerator)
@@ -239,10 +246,9 @@ class Learner:
         """A pass without gradient over all micro-batches, put back into [B, T]; NaN at tokens that no pass scores."""
         everything = Scores(*(torch.where(rollouts.mask, torch.nan, 0.0) for _ in range(3)))
         for micro in micros:
-            row, column = micro.mask.nonzero().unbind(1)
             for whole, part in zip(everything, network(*micro.inputs), strict=True):
                 if part is not None:
-                    whole[micro.rows[row], column] = part[micro.mask]
+                    micro.put(part, whole)
         return everything if network.value_head is not None else everything._replace(values=None)
 
     def update(self, rollouts: Rollouts, credit: Credit, micros: list[Micro], step: int) -> dict[str, float]:
@@ -250,6 +256,7 @@ class Learner:
         factor = self.config.learning_rate_factor(step)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
+        self.last_pass = torch.where(rollouts.mask, torch.nan, 0.0)
         every = self.config.gradient_accumulation_steps
         batches = [micros[i : i + every] for i in range(0, len(micros), every)]
         totals: dict[str, list[float]] = {}
@@ -273,6 +280,7 @@ class Learner:
         for i, micro in enumerate(batch):
             with self.syncing(i + 1 == len(batch)):
                 scores = self.wrapped(*micro.inputs)
+                micro.put(scores.logprobs.detach(), self.last_pass)
                 loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -360,18 +368,25 @@ class Learner:
         return loss, numbers
 
     @torch.no_grad()
-    def moved(self, rollouts: Rollouts, credit: Credit, micros: list[Micro]) -> tuple[Tensor, Tensor, Tensor]:
+    def moved(
+        self, rollouts: Rollouts, credit: Credit, micros: list[Micro]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What the updates did to the rollouts' tokens, each [B, T]: (log-probabilities now; importance ratios at the
-        method's level; whether that ratio lies beyond the clip range on the side that clips)."""
-        method = self.method
-        new = self.forward_all(self.network, micros, rollouts).logprobs
+        method's level; whether that ratio lies beyond the clip range on the side that clips). Without
+        `score_after_update`, of the last pass of each row, which the update has made anyway: no log-probabilities, and
+        nothing at all where that was the only one."""
+        method, new = self.method, self.last_pass
+        if self.config.score_after_update:
+            new = self.forward_all(self.network, micros, rollouts).logprobs
+        elif self.updates_per_step == 1:
+            return None, None, None
         level, segment_ids = method.importance_sampling_level, credit.segment_ids
         ratio = losses.log_ratio(new, rollouts.logprobs, rollouts.mask, level, segment_ids).exp()
         high = method.epsilon if method.epsilon_high is None else method.epsilon_high
         clipped = ((ratio > 1 + high) & (credit.advantages > 0)) | (
             (ratio < 1 - method.epsilon) & (credit.advantages < 0)
         )
-        return new, ratio, clipped & credit.loss_mask
+        return (new if self.config.score_after_update else None), ratio, clipped & credit.loss_mask
 
     def items(self, mask: Tensor, batch: list[Micro], loss_type: LossType) -> Tensor:
         """What sums are divided by: the tokens, or the completions, of one update over all processes."""

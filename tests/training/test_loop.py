@@ -9,6 +9,7 @@ import torch
 from segpo_core.algos import GRPO, SAPO
 from segpo_core.config import TrainConfig
 from segpo_core.policy import load
+from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
 from segpo_core.record import store
 from segpo_core.training.loop import Trainer
@@ -47,7 +48,9 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("algo", [GRPO(), SAPO()], ids=lambda a: a.name)
 def test_one_step_on_every_family(family, algo, tmp_path):
     name, path = family
-    trainer = trained(path, tmp_path / "run", algo, eval_steps=1, eval_size=3, num_generations_eval=2)
+    trainer = trained(
+        path, tmp_path / "run", algo, eval_steps=1, eval_size=3, num_generations_eval=2, score_after_update=True
+    )
     rows = store.read_rollouts(tmp_path / "run").to_pylist()
     assert len(rows) == 12 and {row["method"] for row in rows} == {algo.name}
     for row in rows:
@@ -77,7 +80,10 @@ def test_one_step_on_every_family(family, algo, tmp_path):
 
 def test_the_ratio_is_exactly_one_before_the_first_update(llava, tmp_path):
     """METHODS, line 1: in float32, with an old-policy pass of its own."""
-    trainer = Trainer(config_for(llava, tmp_path / "run", SAPO(), learning_rate=0.0, num_iterations=2), task=ToyTask())
+    trainer = Trainer(
+        config_for(llava, tmp_path / "run", SAPO(), learning_rate=0.0, num_iterations=2, score_after_update=True),
+        task=ToyTask(),
+    )
     trainer.step = 1
     metrics = trainer.train_step()
     assert metrics["ratio/min"] == metrics["ratio/max"] == 1.0
@@ -102,6 +108,30 @@ def test_the_update_does_not_depend_on_micro_batches(llava, tmp_path, algo):
         )
         for name, value in weights(many).items():
             torch.testing.assert_close(value, one[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_what_is_recorded_of_the_update(llava, tmp_path, monkeypatch):
+    """Without a pass of its own: the ratios that the step's last update saw, and none where they are 1 by definition.
+    The log-probabilities after the updates are those of a pass after them."""
+    kinds = {"one": {}, "two": {"num_iterations": 2}, "after": {"num_iterations": 2, "score_after_update": True}}
+    rows, passes = {}, {}
+    forward = ActorCritic.forward
+    for name, changes in kinds.items():
+        calls = []
+        monkeypatch.setattr(ActorCritic, "forward", lambda *a, calls=calls, **k: (calls.append(1), forward(*a, **k))[1])
+        run = trained(llava, tmp_path / name, GRPO(), **changes)
+        rows[name], passes[name] = store.read_rollouts(tmp_path / name).to_pylist(), len(calls)
+    assert passes == {"one": 1, "two": 3, "after": 4}
+    assert all(row["ratio"] is row["clipped"] is row["new_logprobs"] is None for row in rows["one"])
+    assert all(row["new_logprobs"] is None for row in rows["two"])
+    for seen, after in zip(rows["two"], rows["after"], strict=True):
+        assert seen["ratio"] != after["ratio"] and len(seen["ratio"]) == len(seen["token_ids"]) == len(seen["clipped"])
+    whole, first = run.last[0], run.last[0].logprobs  # the second update saw what the first had made
+    seen = torch.tensor([r for row in rows["two"] for r in row["ratio"]])
+    changed = torch.tensor([r for row in rows["after"] for r in row["ratio"]])
+    assert (seen != 1).any() and float((changed.log()).abs().mean()) > float(seen.log().abs().mean()) > 0
+    new = torch.tensor([x for row in rows["after"] for x in row["new_logprobs"]])
+    torch.testing.assert_close(changed, (new - first[whole.mask]).exp())
 
 
 def test_several_updates_a_step(llava, tmp_path):

@@ -71,7 +71,7 @@ def test_packed_or_by_rows_is_the_same_update(llava, tmp_path, monkeypatch):
 
 
 def test_the_ratio_is_exactly_one_before_the_first_update(llava, tmp_path):
-    config = config_for(llava, tmp_path / "run", TREE, learning_rate=0.0, num_iterations=2)
+    config = config_for(llava, tmp_path / "run", TREE, learning_rate=0.0, num_iterations=2, score_after_update=True)
     trainer = Trainer(config, task=ToyTask())
     trainer.step = 1
     metrics = trainer.train_step()
