@@ -53,8 +53,8 @@ docs: $(STAMP) ## put the documentation together as a site, build/site
 torture: $(STAMP) ## make thousands of files wrong, by seed (SEED=0 SHARE=1); the figures go into benchmarks/RESULTS.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(or $(SEED),0) --share $(or $(SHARE),1)
 
-bench: $(STAMP) ## run every benchmark, one after the other
-	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+bench: $(STAMP) ## measure speed against its peers, into benchmarks/RESULTS.md (SMALL=1: a minute, measures nothing)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_speed.py $(if $(SMALL),--small,--write)
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
