@@ -131,7 +131,8 @@ class CriticMethod(Method):
     """Settings of the methods that learn values."""
 
     critic: Literal["head", "model"] = "head"
-    """Value head on the policy's own backbone, or a critic with a backbone of its own."""
+    """Value head on the policy's own backbone, or a critic with a backbone of its own; with LoRA, an adapter of its own
+    on the policy's frozen weights."""
     gamma: float = 1.0
     """Discount per step (token or segment)."""
     lam: float = 0.99

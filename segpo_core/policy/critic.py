@@ -1,12 +1,14 @@
 """The policy with an optional critic, as one module: what is trained, and what `accelerate` wraps.
 
 The critic is a value head on the policy's own backbone (`critic="head"`, one forward pass for both) or on a backbone
-of its own (`critic="model"`, begun as a copy of the policy's).
+of its own (`critic="model"`, begun as a copy of the policy's; under LoRA only the adapter is copied, and both sit on
+the same frozen weights).
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from segpo_core.policy.inputs import extend, position_ids
 from segpo_core.policy.logprobs import Head, backbone, scatter, token_logprobs, without_adapter
+
+#: What peft names its own parameters.
+_ADAPTER = re.compile(r"\blora_|\bmodules_to_save\b")
 
 
 class Scores(NamedTuple):
@@ -40,6 +45,18 @@ class ValueHead(nn.Module):
         return self.out(nn.functional.gelu(self.inner(x)))[..., 0]
 
 
+def second(model: nn.Module) -> nn.Module:
+    """A second backbone, all of it trained; of a model with an adapter, a second adapter on the same weights."""
+    network = backbone(model)
+    if without_adapter(model) is model:
+        return copy.deepcopy(network).requires_grad_(True)
+    shared = {name: p for name, p in network.named_parameters() if not _ADAPTER.search(name)}
+    other = copy.deepcopy(network, {id(p): p for p in shared.values()})
+    for name, parameter in other.named_parameters():
+        parameter.requires_grad_(name not in shared)
+    return other
+
+
 class ActorCritic(nn.Module):
     """A language model, its head with suppressed ids, and a critic or none.
 
@@ -56,7 +73,7 @@ class ActorCritic(nn.Module):
         self.head = Head(model, suppressed)
         size = without_adapter(model).config.get_text_config().hidden_size
         self.value_head = ValueHead(size) if critic else None
-        self.value_backbone = copy.deepcopy(backbone(model)).requires_grad_(True) if critic == "model" else None
+        self.value_backbone = second(model) if critic == "model" else None
 
     def forward(
         self, prompts: dict[str, Tensor], completion_ids: Tensor, mask: Tensor, predictor: Tensor | None = None
@@ -90,6 +107,12 @@ class ActorCritic(nn.Module):
         if predictor is not None:
             return states.flatten(0, 1)[predictor]
         return states[:, -mask.shape[1] - 1 : -1][mask]
+
+    def critic_names(self) -> set[str]:
+        """Names, as in `state_dict`, of what is the critic's alone, and so its part of a checkpoint."""
+        policy = {id(p) for p in self.model.parameters()}
+        shared = {name for name, p in self.named_parameters(remove_duplicate=False) if id(p) in policy}
+        return {name for name in self.state_dict() if name.startswith("value_")} - shared
 
     def groups(self, learning_rate: float, critic_learning_rate: float, weight_decay: float) -> list[dict]:
         """Optimizer groups: the policy's trainable parameters, and the critic's own."""

@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.sharding import load_optimizer_state
 from segpo_core.record.store import read_plain, step_name, step_of
 
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 def save(
     directory: Path,
     step: int,
-    network: nn.Module,
+    network: ActorCritic,
     weights: dict[str, Tensor],
     optimizer: dict[str, Any],
     processor: Any,
@@ -90,7 +91,8 @@ def _write(
         network.model.save_pretrained(temporary, state_dict=policy)
         _in_order(temporary / "adapter_config.json")
         processor.save_pretrained(temporary)
-        critic = {k: v.contiguous().cpu() for k, v in weights.items() if k.startswith("value_")}
+        own = network.critic_names()
+        critic = {k: v.contiguous().cpu() for k, v in weights.items() if k in own}
         if critic:
             save_file(critic, temporary / "critic.safetensors")
         torch.save(optimizer, temporary / "optimizer.pt")
@@ -189,7 +191,7 @@ def read_step(path: Path) -> int:
     return json.loads(read_plain(path / "trainer.json"))["step"]
 
 
-def load_critic(path: Path, network: nn.Module) -> None:
+def load_critic(path: Path, network: ActorCritic) -> None:
     """Put a checkpoint's critic in place, where it has one; the model was already loaded from `path`.
 
     Raises:
@@ -198,7 +200,7 @@ def load_critic(path: Path, network: nn.Module) -> None:
     critic_file = path / "critic.safetensors"
     if critic_file.exists():
         missing = network.load_state_dict(load_file(critic_file), strict=False).missing_keys
-        torn = [name for name in missing if name.startswith("value_")]
+        torn = [name for name in missing if name in network.critic_names()]
         if torn:
             raise ValueError(f"{critic_file} lacks {torn[0]}: it was saved with another kind of critic")
 

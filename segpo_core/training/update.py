@@ -138,6 +138,11 @@ class Learner:
         self.sharded = sharding.wanted(accelerator)
         dtype = torch.float32 if config.use_peft else getattr(torch, config.dtype)
         self.masters = None
+        if self.sharded and config.use_peft and network.value_backbone is not None:
+            raise ValueError(
+                "critic='model' with LoRA shares the policy's frozen weights, which FSDP cannot split twice: launch "
+                "with configs/accelerate/ddp.yaml, or choose critic='head'"
+            )
         if self.sharded:
             sharding.shard(network, accelerator, dtype)  # FSDP keeps masters itself
         elif dtype != torch.float32:

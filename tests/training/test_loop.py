@@ -5,13 +5,16 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from segpo_core.afterwards.trained import Policy
 from segpo_core.algos import GRPO, SAPO
 from segpo_core.config import TrainConfig
 from segpo_core.policy import load
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
 from segpo_core.record import store
+from segpo_core.training import checkpoint
 from segpo_core.training.loop import Trainer
 from tests.fakes import families
 from tests.fakes.toy import ToyTask
@@ -163,6 +166,35 @@ def test_lora_trains_the_adapter_alone_and_resumes(llava, tmp_path):
     straight = trained(llava, tmp_path / "straight", algo, use_peft=True, lora_r=4, max_steps=2)
     for name, value in weights(straight).items():
         assert torch.equal(value, weights(again)[name]), name
+
+
+def test_with_lora_the_critics_model_is_an_adapter(llava, tmp_path):
+    """Of its own, on the policy's frozen weights: it learns and leaves the policy's alone, and comes back whole."""
+    settings = dict(use_peft=True, lora_r=4)
+    algo = SAPO(critic="model", critic_learning_rate=1e-2, critic_warmup_steps=2)
+    trainer = Trainer(config_for(llava, tmp_path / "run", algo, max_steps=2, **settings), task=ToyTask())
+    network, before = trainer.network, weights(trainer)
+    base = sum(p.numel() for p in network.model.get_base_model().parameters())
+    own = [p for name, p in network.named_parameters() if name.startswith("value_backbone")]
+    policy = [p for name, p in network.named_parameters() if "lora" in name and not name.startswith("value_")]
+    assert 0 < sum(p.numel() for p in own) <= sum(p.numel() for p in policy) < 0.2 * base
+    assert all(p.requires_grad for p in own)
+    trainer.run()  # the head begins at 0: its backbone hears of the first step in the second
+    changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert changed == {n for n in changed if n.startswith("value_")} and any("lora_B" in name for name in changed)
+    critic = load_file(checkpoint.latest(tmp_path / "run" / "checkpoints") / "critic.safetensors")
+    assert set(critic) == network.critic_names() and sum(v.numel() for v in critic.values()) < 0.2 * base
+    again = trained(llava, tmp_path / "run", algo, resume=True, max_steps=3, **settings)
+    straight = trained(llava, tmp_path / "straight", algo, max_steps=3, **settings)
+    assert weights(straight).keys() == weights(again).keys()
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(again)[name]), name
+    states, asked = again.last[0], Policy.load(tmp_path / "run").network
+    assert asked.value_backbone is not None and states.values.isfinite().all()
+    for name in asked.critic_names():
+        assert torch.equal(asked.state_dict()[name], weights(again)[name]), name
+    for name, value in asked.model.state_dict().items():
+        assert torch.equal(value, again.network.model.state_dict()[name]), "loading the critic left the policy alone"
 
 
 def test_critic_warmup_leaves_the_policy_alone(llava, tmp_path):
