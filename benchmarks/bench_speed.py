@@ -67,12 +67,12 @@ def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
     return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
 
 
-def row(line: Line, small: bool) -> str:
+def row(line: Line, small: bool, repeats: int | None) -> str:
     """Measure a line: a row of the table."""
     if not small and line.unit == "s":  # what is done once is done before
         line.ours(), line.theirs()
     pairs = []
-    for i in range(1 if small else line.repeats):
+    for i in range(1 if small else repeats or line.repeats):
         calls = [line.ours, line.theirs]
         found = [measured(call, line.unit) for call in (calls if i % 2 else calls[::-1])]
         pairs.append(found if i % 2 else found[::-1])
@@ -114,7 +114,7 @@ def start_times(small: bool) -> Iterator[Line]:
     yield Line("`segpo --help`", "python itself", "< 0.5 s", call("-m", "segpo_core.cli", "--help"), bare, more=True)
 
 
-def table(names: list[str], small: bool) -> str:
+def table(names: list[str], small: bool, repeats: int | None) -> str:
     """Every chosen line, measured."""
     import torch
     from speed import memory, sampling, steps
@@ -134,7 +134,7 @@ def table(names: list[str], small: bool) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for name in names or groups:
             for line in groups[name](Path(folder), small):  # its models are let go before the next group's
-                out.append(row(line, small))
+                out.append(row(line, small, repeats))
                 print(out[-1], file=sys.stderr, flush=True)
     return "\n".join(out)
 
@@ -148,7 +148,7 @@ def write(text: str) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    text = table(args.lines, args.small)
+    text = table(args.lines, args.small, args.repeats)
     page = f"{hardware()}; load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores when it ended.\n\n{text}"
     print(page)
     if args.write:
@@ -158,6 +158,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", nargs="*", default=[], help="steps trl sampling update memory start")
+    parser.add_argument("--repeats", type=int, help="pairs a line; default: what each line needs")
     parser.add_argument("--small", action="store_true", help="everything once and small; the times mean nothing")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     main(parser.parse_args())
