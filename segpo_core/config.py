@@ -50,6 +50,11 @@ class TrainConfig:
     """Precision of the model's computation; losses and log-probabilities are float32 in any case. Weights that are
     trained, and AdamW's moments, are kept in float32: without LoRA, bfloat16 takes up to 20 bytes a parameter (float32:
     16) and half the memory of activations; beside LoRA, the model takes 2 bytes a parameter."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each layer and compute the rest again in the backward pass: less memory, about a third
+    more time for the update."""
+    freeze_vision_tower: bool = False
+    """Leave all that turns images into tokens as it is: the vision tower and its projector (LoRA never trains them)."""
     use_peft: bool = False
     """Train LoRA adapters instead of all weights; the model without its adapter is then the reference."""
     lora_r: int = 16

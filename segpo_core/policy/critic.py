@@ -46,10 +46,10 @@ class ValueHead(nn.Module):
 
 
 def second(model: nn.Module) -> nn.Module:
-    """A second backbone, all of it trained; of a model with an adapter, a second adapter on the same weights."""
+    """A second backbone, trained where the first is; with an adapter, a second adapter on the same weights."""
     network = backbone(model)
     if without_adapter(model) is model:
-        return copy.deepcopy(network).requires_grad_(True)
+        return copy.deepcopy(network)
     shared = {name: p for name, p in network.named_parameters() if not _ADAPTER.search(name)}
     other = copy.deepcopy(network, {id(p): p for p in shared.values()})
     for name, parameter in other.named_parameters():

@@ -266,6 +266,15 @@ def _language_linears(model: nn.Module) -> list[str]:
     return [f"{prefix}.{name}" if prefix else name for name in linears]
 
 
+def freeze_vision(model: nn.Module) -> None:
+    """Take gradients off everything beside the language model and its head: vision tower and projector."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    language = {id(p) for part in (inner.get_decoder(), inner.get_output_embeddings()) for p in part.parameters()}
+    for parameter in inner.parameters():
+        if id(parameter) not in language:
+            parameter.requires_grad_(False)
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout probability to zero, of modules and of attention: a sampled token must have the same
     log-probability when it is scored, also in training mode (which gradient checkpointing needs)."""

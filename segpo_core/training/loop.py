@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from segpo_core.algos import METHODS
 from segpo_core.algos.base import without_cut
@@ -45,20 +45,17 @@ from segpo_core.sampling.chains import estimate_values
 from segpo_core.sampling.generate import Sampler
 from segpo_core.sampling.nodes import node_rows
 from segpo_core.segments import TAGS, role_ids
-from segpo_core.shipped import shipped
 from segpo_core.training import agreed, checkpoint, evaluate
+from segpo_core.training.build import build_network
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
 from segpo_core.training.hold import LOCK, Hold
 from segpo_core.training.problems import Problems
-from segpo_core.training.together import everyone, own_part, whole_batch
-from segpo_core.training.update import Learner, Micro, build_network
+from segpo_core.training.together import check_launcher, everyone, own_part, whole_batch
+from segpo_core.training.update import Learner, Micro
 from segpo_core.training.watch import Clock, Interrupt
 from segpo_core.types import Credit, Rollouts
 
 log = logging.getLogger(__name__)
-
-#: Ways to run that the update knows nothing of.
-UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Trainer:
@@ -99,12 +96,7 @@ class Trainer:
             # A batch without an image, or a frozen tower, leaves parameters without a gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        if self.accelerator.distributed_type in UNKNOWN:
-            raise ValueError(
-                f"{self.accelerator.distributed_type.value} keeps the weights in its own way, and sampling here needs "
-                f"them whole: launch with {shipped('configs/accelerate/ddp.yaml')}, or fsdp2.yaml beside it; for a "
-                "large model, use LoRA"
-            )
+        check_launcher(self.accelerator)
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prompts_per_step = config.prompts_per_step(self.world)
         self.problems = Problems(config, task, dataset, eval_dataset, reward_funcs)

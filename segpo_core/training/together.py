@@ -11,14 +11,45 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
+from segpo_core.shipped import shipped
 from segpo_core.types import Credit, Rollouts, pad_rows
 
 #: What stands at padding, where it is not 0.
 _FILL = {"role_ids": -1, "node_ids": -1}
+
+#: Ways to run that the update knows nothing of.
+UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def check_launcher(accelerator: Accelerator) -> None:
+    """Refuse what a launcher or its environment asks for and only half of a step would follow: sampling does not go
+    through accelerate's wrapper, and the loss is divided by what it is made of already.
+
+    Raises:
+        ValueError: with the setting to use instead.
+    """
+    if accelerator.distributed_type in UNKNOWN:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} keeps the weights in its own way, and sampling here needs "
+            f"them whole: launch with {shipped('configs/accelerate/ddp.yaml')}, or fsdp2.yaml beside it; for a "
+            "large model, use LoRA"
+        )
+    if accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"the launcher asks for mixed precision {accelerator.mixed_precision!r}, which the update would follow and "
+            "sampling would not: set its mixed_precision to 'no' (unset ACCELERATE_MIXED_PRECISION) and say "
+            "--dtype bfloat16, which both follow"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"the launcher asks for {accelerator.gradient_accumulation_steps} accumulated passes: unset "
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS and say --gradient-accumulation-steps, which also says how many "
+            "completions are sampled"
+        )
 
 
 def everyone(items: list) -> list:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -24,17 +22,9 @@ from segpo_core.losses import LossType
 from segpo_core.policy import sharding
 from segpo_core.policy.critic import ActorCritic, Scores
 from segpo_core.policy.inputs import Prompts
-from segpo_core.policy.load import (
-    adopt_model,
-    find_model,
-    load_model,
-    make_reference,
-    reference_context,
-    suppressed_token_ids,
-)
+from segpo_core.policy.load import reference_context
 from segpo_core.policy.packing import can_pack, pack
 from segpo_core.prefix_tree import shared_beginnings
-from segpo_core.training import checkpoint
 from segpo_core.training.masters import Masters
 from segpo_core.training.together import everyone
 from segpo_core.types import Credit, Rollouts
@@ -71,60 +61,13 @@ class Micro:
         whole[self.rows, :width] = torch.where(self.mask, part, whole[self.rows, :width])
 
 
-def build_network(
-    config: TrainConfig, processor: Any, start_from: Path | None = None, given: nn.Module | None = None
-) -> tuple[ActorCritic, ActorCritic | None]:
-    """The network to train, and its reference where the method's divergence needs one that is no adapter switched off.
-
-    Args:
-        config: what to train.
-        processor: the model's.
-        start_from: a checkpoint that holds the policy's weights; None: the model as it was.
-        given: a loaded model in place of the one that the config names.
-
-    Returns:
-        (network, reference). Without LoRA the network's weights are float32, and `Learner` rounds them to the config's
-        dtype; the reference is rounded already.
-    """
-    source, computed = find_model(config.model_name_or_path), getattr(torch, config.dtype)
-    # What is trained is kept in float32 (see masters.py); what an adapter sits on is not.
-    dtype = computed if config.use_peft else torch.float32
-    if given is not None:
-        model = adopt_model(
-            given, dtype, start_from, config.use_peft, config.lora_r, config.lora_alpha, config.lora_target_modules,
-            **config.lora_args,
-        )  # fmt: skip
-    elif config.use_peft and start_from is not None:
-        model = PeftModel.from_pretrained(load_model(source, dtype), start_from, is_trainable=True).eval()
-    else:
-        model = load_model(
-            start_from or source,
-            dtype,
-            use_peft=config.use_peft,
-            lora_r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_target_modules=config.lora_target_modules,
-            lora_args=config.lora_args,
-        )
-    suppressed = suppressed_token_ids(model, processor)
-    network = ActorCritic(model, suppressed, config.temperature, getattr(config.algo, "critic", None))
-    if start_from is not None:
-        checkpoint.load_critic(start_from, network)
-    if config.algo.beta == 0 or config.use_peft:
-        return network, None
-    origin = model if start_from is None else given if given is not None else load_model(source, dtype)
-    reference = ActorCritic(make_reference(origin), suppressed, config.temperature)
-    Masters(reference, computed)
-    return network, reference
-
-
 class Learner:
     """The network, its optimizer and its reference.
 
     Args:
         config: what to do.
         accelerator: wraps network and optimizer.
-        network, reference: as `build_network` gives them; moved to the accelerator's device.
+        network, reference: as `build.build_network` gives them; moved to the accelerator's device.
     """
 
     def __init__(
@@ -284,7 +227,8 @@ class Learner:
             value_normalizer, items = states.clamp(min=1), items + states
         for i, micro in enumerate(batch):
             with self.syncing(i + 1 == len(batch)):
-                scores = self.wrapped(*micro.inputs)
+                with self.recomputing():
+                    scores = self.wrapped(*micro.inputs)
                 micro.put(scores.logprobs.detach(), self.last_pass)
                 loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
@@ -312,6 +256,15 @@ class Learner:
             self.optimizer.zero_grad()
         merged = {name: merge(name, [s[name] for s in stats]) for name in stats[0]}
         return merged | {"grad_norm": norm, "skipped_updates": float(not (norm == norm and norm != float("inf")))}
+
+    @contextlib.contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Layers keep their inputs alone in training mode, with gradient checkpointing; there is no dropout to wake."""
+        if self.config.gradient_checkpointing:
+            self.network.train()
+        yield
+        if self.config.gradient_checkpointing:
+            self.network.eval()
 
     def syncing(self, last: bool) -> contextlib.AbstractContextManager:
         """Gradients are exchanged with the last of the micro-batches that make one update."""

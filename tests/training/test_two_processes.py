@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -149,4 +150,20 @@ def test_ways_to_run_that_the_update_does_not_know_are_refused(llava, tmp_path, 
     monkeypatch.setattr(loop.Accelerator, "distributed_type", DistributedType.DEEPSPEED)
     with pytest.raises(ValueError, match=r"needs them whole.*fsdp2\.yaml"):
         loop.Trainer(config_for(llava, tmp_path / "run", GRPO()))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [("ACCELERATE_MIXED_PRECISION", "bf16", "mixed precision 'bf16'.*--dtype bfloat16"),
+     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "4 accumulated passes.*--gradient-accumulation-steps")],
+)  # fmt: skip
+def test_what_a_launcher_sets_is_not_followed_by_half(llava, tmp_path, monkeypatch, variable, value, words):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv(variable, value)
+    try:
+        with pytest.raises(ValueError, match=words):
+            loop.Trainer(config_for(llava, tmp_path / "run", GRPO()))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
     assert not (tmp_path / "run").exists()

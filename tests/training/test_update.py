@@ -8,6 +8,7 @@ import torch
 from segpo_core.advantages import gae
 from segpo_core.algos import GRPO, PPO, SAPO
 from segpo_core.algos.base import without_cut
+from segpo_core.policy.logprobs import without_adapter
 from segpo_core.training.loop import Trainer
 from tests.algos.test_bad_method_input import batch
 from tests.fakes import families
@@ -177,3 +178,41 @@ def test_lora_in_bfloat16_stays_as_it_was(llama, tmp_path):
     assert trainer.learner.masters is None
     assert {p.dtype for p in trainer.network.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in trainer.network.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return families.llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_peft": True, "lora_r": 4}], ids=["all weights", "lora"])
+def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(llava, tmp_path, changes):
+    after, calls = {}, {}
+    for on in (False, True):
+        config = config_for(llava, tmp_path / str(on), SAPO(), gradient_checkpointing=on, **changes)
+        trainer = Trainer(config, task=ToyTask())
+        layer = without_adapter(trainer.network.model).get_decoder().layers[0]
+        seen = calls[on] = []
+        layer.input_layernorm.register_forward_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
+        trainer.run()
+        after[on] = weights(trainer)
+    assert sum(calls[True]) == 2 * sum(calls[False]) > 0, "once more in the backward pass"
+    assert len(calls[True]) - sum(calls[True]) == len(calls[False]) - sum(calls[False]), "and nowhere else"
+    for name, value in after[False].items():
+        torch.testing.assert_close(after[True][name], value, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("critic", ["head", "model"])
+def test_a_frozen_vision_tower_stays_as_it_is(llava, tmp_path, critic):
+    config = config_for(llava, tmp_path / "run", SAPO(critic=critic), freeze_vision_tower=True, max_steps=2)
+    trainer = Trainer(config, task=ToyTask())
+    before = weights(trainer)
+    trainer.run()
+    changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert any("language_model" in name for name in changed) and "model.lm_head.weight" in changed
+    assert not [name for name in changed if "vision" in name or "projector" in name]
+    held = {id(p) for group in trainer.learner.optimizer.param_groups for p in group["params"]}
+    assert not [n for n, p in trainer.network.named_parameters() if "vision" in n and id(p) in held]
