@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from segpo_core.algos import GRPO
+from segpo_core.cli import main
 from segpo_core.record import store
 from segpo_core.training import checkpoint, loop
 from tests.fakes import families
@@ -36,22 +37,27 @@ def llava(tmp_path_factory):
 
 
 def run(model: Path, out: Path, processes: int, *more: str, **variables: str) -> None:
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu2.yaml"), "-m"]
+    """`segpo train`; a single process is this one, which has loaded everything."""
     command = [
-        *launcher, "segpo_core.cli", "train", "--model-name-or-path", str(model), "--output-dir", str(out),
+        "train", "--model-name-or-path", str(model), "--output-dir", str(out),
         "--num-generations", "4", "--max-completion-length", "8", "--learning-rate", "1e-3", "--eval-steps", "0",
         "--reward-funcs", "tests.fakes.toy:lucky_text", "--cpu", *more,
     ]  # fmt: skip
+    if processes == 1:
+        assert main(command) == 0
+        return
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu2.yaml"), "-m"]
     env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [*launcher, "segpo_core.cli", *command], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     try:
         _, errors = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         process.terminate()  # the launcher passes it on, and after a while kills
         _, errors = process.communicate(timeout=60)
-        pytest.fail(f"{processes} process(es) did not end: {errors}")
+        pytest.fail(f"{processes} processes did not end: {errors}")
     assert process.returncode == 0, errors
     assert errors.count("recorded in") == 1, "one process speaks"
 
