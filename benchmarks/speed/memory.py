@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from speed.steps import MODEL
 def peak_megabytes(call: Callable[[], object]) -> float:
     """How much more memory than before the process held at once while `call` ran (Linux)."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, not to the next call unseen
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark
     before = _status("VmRSS")
     call()
