@@ -82,19 +82,17 @@ def long_prompts(folder: Path, small: bool) -> Trainer:
         "eval_steps": 0, "save_steps": 0, "record_steps": 0,
     }  # fmt: skip
     run = Trainer(from_dict(settings, "bench_speed"), task=LargeImages())
-    run.reward_funcs = [lambda prompts, completions, **columns: [float(i % 2) for i in range(len(completions))]]
+    run.problems.functions = [lambda prompts, completions, **columns: [float(i % 2) for i in range(len(completions))]]
     return run
 
 
 def updates(folder: Path, small: bool) -> Iterator[Line]:
-    from segpo_core.policy.inputs import Prompts
-
     run = long_prompts(folder, small)
     run.step = 1
     run.train_step()
     rollouts, credit = run.last
     assert rollouts is not None and credit is not None
-    prompts = Prompts.build(run.examples()[0], run.processor, run.network.model.config)
+    _, prompts, _ = run.examples()
 
     def update(packing: bool) -> Callable[[], None]:
         def call() -> None:

@@ -34,7 +34,7 @@ def lines(folder: Path, small: bool) -> Iterator[Line]:
     for batch in (8,) if small else (8, 64, 256):
         run = trainer(folder, f"sample{batch}", "grpo", per_device_train_batch_size=batch, **size)
         run.step = 1
-        prompts = Prompts.build(run.examples()[0], run.processor, run.network.model.config)
+        _, prompts, _ = run.examples()
         counts = {"ours": 0, "theirs": 0}
 
         def ours(run=run, prompts=prompts, counts=counts) -> None:
@@ -54,8 +54,7 @@ def chains(folder: Path, small: bool) -> Iterator[Line]:
     size: dict[str, Any] = {"max_completion_length": 24, "threshold": 1.1} if small else {}  # every token a cutpoint
     run = trainer(folder, "chain", "spo_chain", per_device_train_batch_size=8 if small else 16, **size)
     run.step, number = 1, run.method.num_continuations
-    examples, first = run.examples()
-    prompts = Prompts.build(examples, run.processor, run.network.model.config)
+    examples, prompts, first = run.examples()
     rollouts = run.method.collect(run.sampler, prompts, 8, (0, 1), first)
     run.reward(rollouts, examples)
     rows, lengths, _ = unique_states(rollouts, run.method.boundaries(rollouts))

@@ -94,7 +94,7 @@ def against_trl(folder: Path, small: bool) -> Iterator[Line]:
         model=load_model(MODEL), reward_funcs=reward, args=config, train_dataset=data, processing_class=processor
     )
     ours = trainer(folder, "ours-trl", "grpo", **size)
-    ours.reward_funcs = [reward]
+    ours.problems.functions = [reward]
     step = stepping(ours)
 
     def some_steps() -> None:
