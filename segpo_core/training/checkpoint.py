@@ -80,8 +80,8 @@ def save(
 
 
 def _write(
-    target: Path, step: int, network: nn.Module, weights: dict[str, Tensor], optimizer: dict[str, Any], processor: Any,
-    facts: dict,
+    target: Path, step: int, network: ActorCritic, weights: dict[str, Tensor], optimizer: dict[str, Any],
+    processor: Any, facts: dict,
 ) -> None:  # fmt: skip
     """One attempt. Any error but OSError of a library that writes a part of it becomes one."""
     temporary = target.with_name(f".{target.name}.tmp")
