@@ -110,6 +110,8 @@ def test_the_update_does_not_depend_on_micro_batches(llava, tmp_path, algo):
             gradient_accumulation_steps=12 // size,
         )
         for name, value in weights(many).items():
+            if name.endswith("k_proj.bias"):  # it moves all scores of a softmax alike: its gradient is rounding alone
+                continue
             torch.testing.assert_close(value, one[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
