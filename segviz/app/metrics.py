@@ -43,35 +43,41 @@ class MetricLog:
         with self._lock:
             if not self._todo and time.monotonic() - self._looked < LEAST:
                 return
-            fresh, gone = self._watch.look()
-            self._looked = time.monotonic()
-            if gone:  # the run was started anew, resumed or deleted: what was read may be wrong
-                self._points, self.problems, fresh = {}, {}, list(self._watch.files)
-                self._todo, self._seen = [], set()
-                self.version += 1
-            self._todo = sorted({*self._todo, *fresh} & self._watch.files.keys())
+            self._look()
             until = time.monotonic() + BUDGET
             while self._todo and time.monotonic() < until:
-                self._read(self._todo.pop())
+                if not self._read(self._todo.pop()):
+                    self._look()  # it is gone: put together with others, say; they are read in the same refresh
                 self.version += 1
 
-    def _read(self, name: str) -> None:
+    def _look(self) -> None:
+        fresh, gone = self._watch.look()
+        self._looked = time.monotonic()
+        if gone:  # the run was started anew, resumed, put together or deleted: what was read may be wrong
+            self._points, self.problems, fresh = {}, {}, list(self._watch.files)
+            self._todo, self._seen = [], set()
+            self.version += 1
+        self._todo = sorted({*self._todo, *fresh} & self._watch.files.keys())
+
+    def _read(self, name: str) -> bool:
+        """Take in a file. Returns whether it was there."""
         try:
             table = read_table(self._watch.folder / name, METRIC_SCHEMA)
         except FileNotFoundError:
-            return
+            return False
         except (ValueError, OSError) as error:
             self.problems[name] = tidy(f"metrics/{name} cannot be read (being copied?): {error}")
-            return
+            return True
         found = by_name(table)
         steps = {step for series in found.values() for step in series.steps}
         if steps <= self._seen:  # put together into a later file, or out of earlier ones, that was read
-            return
+            return True
         self._seen |= steps
         for metric, series in found.items():
             known, values = self._points.setdefault(metric, (array("i"), array("d")))
             known.extend(series.steps)
             values.extend(series.values)
+        return True
 
     def series(self) -> dict[str, Series]:
         """Metric name -> steps and values, at most about `POINTS` of them; the last one is as it was recorded."""
