@@ -62,7 +62,7 @@ def spec_of(thing: Any) -> str | None:
         return f"{module.__name__}:{name}"
     try:
         file = inspect.getsourcefile(thing)  # a script, or a file that is found by its folder alone
-    except TypeError:
+    except (TypeError, OSError):  # OSError: of a notebook's cell there is no file
         return None
     return f"{Path(file).resolve()}:{name}" if file and Path(file).is_file() and file.endswith(".py") else None
 

@@ -311,8 +311,9 @@ def translate(settings: Settings, known: Collection[str], source: str = "the set
         elif rule.turn is not None:
             try:
                 turned = rule.turn(value, settings | {name: ours[name] for name in _DICTS if name in ours})
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}") from None
+            except (ValueError, TypeError) as error:  # TypeError: a list or a mapping where one value belongs
+                said = str(error) if isinstance(error, ValueError) else f"{name}: {value!r} is no value of this setting"
+                raise ValueError(f"{source}: {said}") from None
             ours |= {k: v for k, v in turned.items() if k == name or k not in settings or k in _DICTS}
         elif any(value is one or (type(value) is not bool and value == one) for one in rule.neutral) or (
             str(value) in rule.neutral

@@ -100,7 +100,7 @@ class Rollout:
         """A JSON column decoded; None where it is missing or is not JSON."""
         try:
             return json.loads(self.row.get(name) or "null")
-        except (json.JSONDecodeError, TypeError):
+        except (json.JSONDecodeError, TypeError, RecursionError):  # the last: nested beyond all sense
             return None
 
 

@@ -14,14 +14,16 @@ pytestmark = pytest.mark.browser
 PAGE = (Path(__file__).parents[2] / "docs" / "your_view.md").read_text(encoding="utf-8")
 
 
-def test_the_pages_script_draws(show, monkeypatch):
-    shipped = theme._static
+def test_the_pages_script_draws(show, monkeypatch, tmp_path):
+    shipped = theme.files
 
-    def with_the_pages(suffix: str) -> list[str]:
-        (mine,) = re.findall(rf"^```{suffix[1:]}\n(.*?)^```", PAGE, re.M | re.S)
+    def with_the_pages(suffix: str) -> list[Path]:
+        (text,) = re.findall(rf"^```{suffix[1:]}\n(.*?)^```", PAGE, re.M | re.S)
+        mine = tmp_path / f"places{suffix}"
+        mine.write_text(text, encoding="utf-8")
         return [mine, *shipped(suffix)] if suffix == ".css" else [*shipped(suffix)[:-1], mine, shipped(suffix)[-1]]
 
-    monkeypatch.setattr(theme, "_static", with_the_pages)
+    monkeypatch.setattr(theme, "files", with_the_pages)
     data = {"kind": "places", "title": "Where?", "said": "two steps \u202e<b>", "mean": [0.0, 0.5, 1.0]}
     page = show(View("places", "Where?", data, "<p>Where?</p>"))
     page.wait_for_selector(".pl-bar", state="attached")
