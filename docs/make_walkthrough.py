@@ -48,7 +48,7 @@ def walk(page: Page, url: str):
     yield
     page.goto(url)
     page.get_by_role("tab", name="Playground").click()
-    page.get_by_label("Model").select_option(index=[i for i, n in enumerate(models(page)) if n.startswith("sapo")][0])
+    page.get_by_label("Model").select_option(index=[i for i, n in enumerate(models(page)) if n.startswith("demo")][0])
     page.get_by_role("button", name="Ask", exact=True).click()
     page.frame_locator("iframe >> visible=true").first.locator(".t").first.wait_for(timeout=90_000)
     page.wait_for_timeout(2500)

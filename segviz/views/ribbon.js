@@ -395,6 +395,8 @@ function inspect(view, t) {
   const error = k.inError(t) ? h("p", { class: "why" }, h("b", {}, `✗ ${visible(data.error.kind)} error`), data.error.why ? ` ${visible(data.error.why)}` : "") : null;
   const value = k.seg_val && known(k.seg_val[m])
     ? num(k.seg_val[m]) + (k.seg_err?.[m] > 0 ? ` ± ${num(k.seg_err[m], 2)}` : k.seg_err?.[m] === 0 ? ", all samples alike" : "") : "not recorded";
+  view.inspector.classList.toggle("resting", !view.inspected);  // on opening nobody has asked yet: it lies under the text
+  view.inspected = true;
   view.inspector.replaceChildren(
     h("section", {},
       h("h3", {}, `Token ${t + 1} `, h("span", {}, `of ${k.n.toLocaleString("en")}`)),
