@@ -115,6 +115,8 @@ def test_a_method_is_in_all_its_places():
 
 def test_a_view_is_in_the_front_door():
     for file in (ROOT / "segviz" / "views").glob("*.js"):
+        if "\nDRAW." not in file.read_text(encoding="utf-8"):
+            continue  # a part of a view's script
         home = {"groups": "group"}.get(file.stem, file.stem)
         assert home in sv.__all__ and callable(getattr(sv, home)), f"segviz/__init__.py: {home} is missing"
 

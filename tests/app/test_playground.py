@@ -23,7 +23,7 @@ from segviz.app.playground import QUESTIONS, Playground, scene
 from segviz.app.shelf import Missing, Shelf
 from segviz.app.studio import LINE, Busy, Job, Source, Stopped, Studio, enough, sources
 from segviz.app.uploads import EDGE, LARGEST_FILE, decode
-from tests.app.test_app import get, serving
+from tests.app.served import get, serving
 
 PROBLEM = ShapesTask().eval(3)
 SCENE = PROBLEM["scene"]["objects"]

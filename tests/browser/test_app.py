@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from segpo_core.record.store import Recorder, read_metrics
-from tests.app.test_app import serving, told
+from tests.app.served import serving, told
 from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
 
 pytestmark = pytest.mark.browser

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 import segviz as sv
 from segviz.views.counterfactual import QUESTION, _fallback, counterfactual_data
-from tests.app.test_app import serving
+from tests.app.served import serving
 from tests.browser.axe import violations
 from tests.fakes.fake_run import write_run
 from tests.views.made import seen, write_tree

@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 import tests.browser.test_app as app_tests
-from tests.app.test_app import serving
+from tests.app.served import serving
 from tests.app.test_playground import trained
 
 pytestmark = pytest.mark.browser

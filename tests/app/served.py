@@ -1,0 +1,69 @@
+"""The real app in a process of its own, and questions to it."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+
+from segviz.app.rollouts import Question, ask
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def serving(*arguments, **environment):
+    """The real app in a process of its own: (its address as host:port, the process)."""
+    command = [sys.executable, "-m", "segpo_core.cli", "app", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+    try:
+        said = ""
+        while not (found := re.search(r"app at http://([^/]+)/", said)):
+            line = process.stderr.readline()
+            assert line, f"the app ended: {said}"
+            said += line
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
+        yield found[1], process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def get(address, path, **headers):
+    """(status, headers, body) of a request whose path is sent as it is, nothing made tidy."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.putrequest("GET", path, skip_host="Host" in headers)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def told(address, path, **parameters):
+    status, _, body = get(address, f"/segpo/api/{path}?{urlencode(parameters, doseq=True)}")
+    return status, json.loads(body)
+
+
+def read_all(shelf, index, **question):
+    """The answer once everything is in the index."""
+    deadline = time.monotonic() + 60
+    while True:
+        answer = ask(shelf, index, Question(**question))
+        if answer["read"] == answer["files"]:
+            return answer
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def key(row):
+    return row["step"], row["group"], row["sample"]

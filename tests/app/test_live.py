@@ -1,0 +1,87 @@
+"""What the Live tab tells: metrics as they are written, curves, cards."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+import segviz as sv
+from segpo_core.record.store import Recorder, forget_after
+from segviz.app.live import Live, gathered, strip
+from segviz.app.metrics import POINTS, MetricLog, thin
+from segviz.app.shelf import Shelf
+from segviz.views.board import board_data
+from tests.fakes.fake_run import write_run
+
+
+def test_metrics_are_read_once_and_follow_the_run(tmp_path):
+    path = write_run(tmp_path / "run", steps=8, rollouts=False)
+    log = MetricLog(path, tmp_path)
+    log.refresh()
+    whole = sv.open(path).metrics
+    assert {name: (series.steps, series.values) for name, series in log.series().items()} == {
+        name: (series.steps, pytest.approx(series.values)) for name, series in whole.items()
+    }
+    Recorder(path).metrics(9, {"reward": 0.125})
+    time.sleep(0.25)
+    log.refresh()
+    assert log.series()["reward"].values[-1] == 0.125 and log.series()["reward"].steps[-1] == 9
+    forget_after(path, 4)  # resumed from step 4
+    time.sleep(0.25)
+    log.refresh()
+    assert log.series()["reward"].steps == [1, 2, 3, 4]
+    (path / "metrics" / "step-000005.parquet").write_bytes(b"PAR1half")
+    time.sleep(0.25)
+    log.refresh()
+    assert "being copied" in log.problems["step-000005.parquet"] and log.series()["reward"].steps[-1] == 4
+    shutil.rmtree(path)
+    time.sleep(0.25)
+    log.refresh()
+    assert log.series() == {}
+
+
+@pytest.mark.parametrize("count", [1, POINTS, POINTS + 1, 5000, 5001])
+def test_long_curves_are_thinned_around_the_truth(count):
+    steps = np.arange(1, count + 1)
+    values = np.sin(steps / 300) + 2
+    series = thin(steps[::-1], values[::-1])
+    assert len(series.steps) <= POINTS + 2 and series.steps == sorted(series.steps)
+    assert (series.steps[-1], series.values[-1]) == (count, values[-1])
+    assert np.allclose(series.values, np.sin(np.array(series.steps) / 300) + 2, atol=0.06)
+    more = thin(np.arange(1, count + 2), np.sin(np.arange(1, count + 2) / 300) + 2)
+    if count == 5000:  # points far back stay where they were while the run goes on
+        assert more.steps[:300] == series.steps[:300] and more.values[:300] == series.values[:300]
+
+
+def test_live_shows_what_the_run_says(runs, index):
+    live = Live(Shelf([runs]), index)
+    page = json.loads(live.page(["first", "second", "gone"]))
+    titles = [chart["title"] for chart in page["board"]["charts"]]
+    assert "Reward" in titles and "Training completions" in titles and "Is it the seeing or the reasoning?" in titles
+    assert [run["run"] for run in page["newest"]] == ["first", "second"] and page["newest"][0]["cards"]
+    assert {card["step"] for card in page["newest"][0]["cards"]} == {21}
+    assert page["gone"][0]["name"] == "gone" and "no run 'gone'" in page["gone"][0]["words"]
+    assert live.page(["first", "second", "gone"]) == json.dumps(page, ensure_ascii=False, separators=(",", ":"))
+    assert json.loads(live.page([]))["board"] is None
+
+
+def test_metrics_that_belong_together_share_a_chart(tmp_path):
+    path = write_run(tmp_path / "run", steps=3, rollouts=False)
+    Recorder(path).metrics(4, {"time/sample": 1.5, "time/update": 0.5, "train/reasoning": 0.25, "step_kl": 0.01})
+    board = gathered(board_data([sv.open(path)]))
+    charts = {chart["title"]: chart for chart in board["charts"]}
+    assert {(ln["label"], ln["y"][-1]) for ln in charts["Where a step's time goes"]["lines"]} == {
+        ("sample", 1.5), ("update", 0.5)
+    }  # fmt: skip
+    assert {ln["label"] for ln in charts["Is it the seeing or the reasoning?"]["lines"]} == {"perception", "reasoning"}
+    assert charts["KL of the step's update"]["lines"][0]["y"] == [0.01]
+    assert not {"time/sample", "step_kl", "train/reasoning"} & {chart["title"] for chart in board["other"]}
+
+
+def test_a_card_shows_credit_that_was_not_assigned_as_such():
+    assert strip([0, 2], [2, 4], [1.0, None]) == [10, 10, -99, -99]
+    assert strip([0, 1, 2], [1, 2, 3], [-1.0, 0.0, 0.5]) == [-10, 0, 5]
+    assert strip(None, None, None) == [] == strip([0], [2, 3], [1.0])
+    assert len(strip([0], [1000], [0.5])) == 64
