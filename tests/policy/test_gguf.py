@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,6 @@ import torch
 from segpo_core.policy import gguf as source
 from segpo_core.policy.load import find_model, load_config, load_model, load_processor
 from tests.fakes import families
-
-gguf = pytest.importorskip("gguf")
 
 HIDDEN, INNER, HEADS, LAYERS = 32, 64, 4, 2
 
