@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts, extend, position_ids
 from segpo_core.policy.logprobs import backbone, token_logprobs
-from segpo_core.policy.packing import pack, packed_logprobs
+from segpo_core.policy.packing import pack
 from segpo_core.prefix_tree import first_holders
 from segpo_core.sampling.branches import grow_tree
 from segpo_core.sampling.generate import Draw, Sampler
@@ -79,7 +79,7 @@ def packed(network: ActorCritic, prompts: Prompts, tree: Rollouts, batch: int, m
     tokens, targets = 0, first_holders(tree.node_ids)
     for rows in torch.arange(len(tree), device=targets.device).split(batch):
         part = pack(network.model, prompts, tree, targets, rows, max_slots)
-        packed_logprobs(network.model, network.head, part, 1.0)[0].sum().backward()
+        network(part.inputs, part.ids, part.mask, part.predictor).logprobs.sum().backward()
         tokens += part.tokens
     return tokens
 

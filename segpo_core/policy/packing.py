@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from segpo_core.policy.inputs import Prompts, extend, prefill_inputs
-from segpo_core.policy.logprobs import Head, backbone, scatter, token_logprobs, without_adapter
+from segpo_core.policy.logprobs import without_adapter
 from segpo_core.prefix_tree import first_holders
 from segpo_core.types import Rollouts
 
@@ -160,14 +160,6 @@ def layout(node: Tensor, last: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor
     slot = offset.index_put((node[new],), (order - column)[new])[at] + column
     end = slot.gather(1, (last - 1).clamp(min=0)[:, None]) + 1
     return new, slot, most(end.expand_as(node))[at]
-
-
-def packed_logprobs(model: nn.Module, head: Head, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of the targets, both float32 [b, t], 0 elsewhere."""
-    states = backbone(model)(**packed.inputs, use_cache=False).last_hidden_state
-    hidden = states.flatten(0, 1)[packed.predictor]
-    logprobs, entropy = token_logprobs(hidden, head, packed.ids[packed.mask], temperature)
-    return scatter(logprobs, packed.mask), scatter(entropy, packed.mask)
 
 
 def _visible(reach: Tensor) -> Tensor:

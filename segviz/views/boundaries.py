@@ -69,11 +69,6 @@ def boundaries(
     return View("boundaries", title, data, _fallback(rollout, cuts, data))
 
 
-def boundaries_data(rollout: Rollout, other: Any = None, title: str = QUESTION) -> dict[str, Any]:
-    """What the script needs: tokens, signals and both cuts, packed; sentences that compare them."""
-    return _data(rollout, (recorded_cut(rollout), other_cut(rollout, other)), title)
-
-
 def signal_of(rollout: Rollout, name: str) -> list[float | None] | None:
     """Entropy (nats) or probability of each token under the policy that sampled it; None where not recorded."""
     if name == "entropy":

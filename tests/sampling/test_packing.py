@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpo_core.policy import load
-from segpo_core.policy.critic import ActorCritic
+from segpo_core.policy.critic import ActorCritic, Scores
 from segpo_core.policy.inputs import Prompts
-from segpo_core.policy.packing import can_pack, pack, packed_logprobs
+from segpo_core.policy.packing import Packed, can_pack, pack
 from segpo_core.prefix_tree import first_holders, shared_beginnings
 from segpo_core.sampling.branches import grow_tree
 from segpo_core.types import Rollouts, length_mask, pad_rows
@@ -52,11 +52,16 @@ def one_by_one(network: ActorCritic, prompts: Prompts, rollouts: Rollouts, targe
     return pad_rows(logprobs), pad_rows(entropy)
 
 
+def passed(network: ActorCritic, packed: Packed) -> Scores:
+    """The pass that the update makes of it."""
+    return network(packed.inputs, packed.ids, packed.mask, packed.predictor)
+
+
 def assert_same(network, prompts, rollouts, targets, rows, max_slots=None):
     """Packed and one by one: values, and the gradients of a loss that weighs every target differently."""
     packed = pack(network.model, prompts, rollouts, targets, rows, max_slots)
     assert packed.rows.equal(rows) and packed.mask.equal(targets[rows, : packed.mask.shape[1]])
-    logprobs, entropy = packed_logprobs(network.model, network.head, packed, network.temperature)
+    logprobs, entropy, _ = passed(network, packed)
     expected, expected_entropy = one_by_one(network, prompts, rollouts, targets, rows)
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, atol=2e-5, rtol=1e-5)
@@ -78,8 +83,9 @@ def test_a_packed_tree_is_its_rows_one_by_one(family):
     packed = assert_same(network, prompts, tree, own, rows)
     # Every token once, except the last of each leaf, which predicts nothing.
     assert packed.tokens == int(prompts.lengths.sum() + own.sum() - len(tree))
-    logprobs, _ = packed_logprobs(model, network.head, packed, 0.8)
-    torch.testing.assert_close(logprobs, torch.where(own, tree.sampled_logprobs, 0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        passed(network, packed).logprobs, torch.where(own, tree.sampled_logprobs, 0), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_group_is_a_tree(family):
@@ -140,7 +146,7 @@ def test_no_target_at_all_gives_a_zero_loss_with_a_gradient(llama):
     model, processor, prompts, network = llama
     tree = grow_tree(sampler_of(model, processor, max_completion_length=6), prompts, (2, 2), 2, (0, 0))
     packed = pack(model, prompts, tree, torch.zeros_like(tree.mask), torch.arange(len(tree)))
-    logprobs, _ = packed_logprobs(model, network.head, packed, 1.0)
+    logprobs = passed(network, packed).logprobs
     assert packed.tokens == int(prompts.lengths.sum())
     assert all(g.abs().max() == 0 for g in gradients(network, logprobs.sum()).values())
 
@@ -153,10 +159,9 @@ def test_eager_attention_takes_the_same_mask(llama, tmp_path):
     own, rows = first_holders(tree.node_ids), torch.arange(len(tree))
     with torch.no_grad():
         values = [
-            packed_logprobs(m, network.head if m is model else ActorCritic(m, network.head.suppressed.tolist()).head,
-                            pack(m, prompts, tree, own, rows), 1.0)[0]
-            for m in (model, eager)
-        ]  # fmt: skip
+            passed(n, pack(n.model, prompts, tree, own, rows)).logprobs
+            for n in (network, ActorCritic(eager, network.head.suppressed.tolist(), network.temperature))
+        ]
     assert can_pack(eager, prompts)
     torch.testing.assert_close(*values, atol=1e-5, rtol=1e-5)
 

@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 
 import segviz as sv
-from segviz.views.boundaries import boundaries_data, recorded_cut, rule_cut
-from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
+from segviz.views.boundaries import recorded_cut, rule_cut
+from tests.fakes.fake_run import HOSTILE, row
 from tests.views.made import unpack
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
 
 
 def test_two_cuts_and_their_signals_are_in_the_page(run):
     rollout = run.rollout(1, 0, 1)
-    data = boundaries_data(rollout, {"rule": "entropy", "fraction": 0.3})
+    data = sv.boundaries(rollout, {"rule": "entropy", "fraction": 0.3}).data
     columns = unpack(data["pack"])
     assert columns["text"] == rollout.text
     assert np.flatnonzero(columns["a_start"]).tolist() == rollout.row["segment_start"]
@@ -38,10 +33,10 @@ def test_two_cuts_and_their_signals_are_in_the_page(run):
 
 
 def test_the_default_rival_of_an_entropy_cut_is_probability(run):
-    data = boundaries_data(run.rollout(1, 0, 1))
+    data = sv.boundaries(run.rollout(1, 0, 1)).data
     assert [cut["signal"] for cut in data["cuts"]] == ["entropy", "probability"] and data["cuts"][1]["threshold"] == 0.9
     bare = sv.Rollout(row(text="a b", entropy=None, sampled_logprobs=None, old_logprobs=None))
-    assert boundaries_data(bare)["cuts"][1]["label"] == "rule: newline"
+    assert sv.boundaries(bare).data["cuts"][1]["label"] == "rule: newline"
 
 
 def test_rules_cut_as_the_trainer_does():
@@ -62,14 +57,13 @@ def test_rules_cut_as_the_trainer_does():
 
 def test_another_cut_may_be_ids_or_another_methods_credit():
     rollout = sv.Rollout({"pieces": list("abcd"), "segment_ids": [0, 0, 1, 1]})
-    assert (
-        "1 cut in common, 0 only recorded, 1 only in the other" in boundaries_data(rollout, [0, 0, 1, 2])["verdict"][0]
-    )
+    verdict = sv.boundaries(rollout, [0, 0, 1, 2]).data["verdict"]
+    assert "1 cut in common, 0 only recorded, 1 only in the other" in verdict[0]
     credit = {"method": "spo_chain", "segment_ids": [0, 1, 1, 1], "segment_rule": ["before every 5th token", "x"]}
-    assert boundaries_data(rollout, credit)["cuts"][1] | {"threshold": 0} == {
+    assert sv.boundaries(rollout, credit).data["cuts"][1] | {"threshold": 0} == {
         "label": "SPO-chain", "rule": "before every 5th token", "count": 2, "signal": "", "threshold": 0,
     }  # fmt: skip
-    assert boundaries_data(rollout, {"segment_start": [0, 3]})["cuts"][1]["count"] == 2
+    assert sv.boundaries(rollout, {"segment_start": [0, 3]}).data["cuts"][1]["count"] == 2
     with pytest.raises(ValueError, match="2 segment ids for 4 tokens"):
         sv.boundaries(rollout, [0, 1])
     with pytest.raises(ValueError, match="contiguous"):
