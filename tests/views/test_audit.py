@@ -11,27 +11,14 @@ import plotly.graph_objects as go
 import pytest
 
 import segviz as sv
-from segpo_core.record.store import Recorder
 from segviz.runs.columns import rollout_columns
 from segviz.runs.evidence import COLUMNS, evidence, samples_behind
 from segviz.show.figures import Figure
-from tests.fakes.fake_run import hostile_row, write_run
+from tests.fakes.fake_run import write_run
 from tests.views.made import simple
 
 #: Traces that plotly.js 3 and 4 both know.
 SHARED_TRACES = {"scatter", "bar", "heatmap", "histogram", "box", "violin"}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory) -> sv.Run:
-    path = tmp_path_factory.mktemp("runs") / "empty"
-    Recorder(path).start({"max_steps": 10})
-    return sv.open(path)
 
 
 def words_of(figure: go.Figure) -> str:

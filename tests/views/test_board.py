@@ -9,19 +9,6 @@ import pytest
 import segviz as sv
 from segpo_core.record.store import Recorder
 from segviz.views.board import board_data, status, telling
-from tests.fakes.fake_run import hostile_row, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory) -> sv.Run:
-    path = tmp_path_factory.mktemp("runs") / "empty"
-    Recorder(path).start({"max_steps": 10})
-    return sv.open(path)
 
 
 def metrics_run(path, values: dict[str, list[float]], config: dict | None = None) -> sv.Run:

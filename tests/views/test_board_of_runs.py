@@ -7,12 +7,7 @@ import pytest
 import segviz as sv
 from segpo_core.record.store import Recorder
 from segviz.runs.run import Series
-from tests.fakes.fake_run import hostile_row, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
+from tests.fakes.fake_run import write_run
 
 
 def test_answer_perception_and_grounded_are_always_in_one_chart(run):

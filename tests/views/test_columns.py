@@ -5,23 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import segviz as sv
 from segpo_core.record.blame import spans
-from segpo_core.record.store import Recorder
 from segviz.runs.columns import rollout_columns
-from tests.fakes.fake_run import hostile_row, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory) -> sv.Run:
-    path = tmp_path_factory.mktemp("runs") / "empty"
-    Recorder(path).start({"max_steps": 10})
-    return sv.open(path)
 
 
 def test_columns_of_a_run_are_its_recorded_numbers(run):

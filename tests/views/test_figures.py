@@ -11,12 +11,6 @@ from plotly.subplots import make_subplots
 
 import segviz as sv
 from segviz.show.figures import DIVERGING, diverging, finish
-from tests.fakes.fake_run import hostile_row, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
 
 
 def test_the_finisher_keeps_text_as_text_and_sends_nothing_away():

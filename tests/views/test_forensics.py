@@ -13,14 +13,8 @@ from segviz.show.statistics import (
 )
 from segviz.views.forensics import COLUMNS as FORENSIC_COLUMNS
 from segviz.views.forensics import forensics_data, histogram, trained_tokens
-from tests.fakes.fake_run import hostile_row, write_run
 from tests.views import inert
 from tests.views.made import simple
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
 
 
 def of(rows: list[dict], config: dict | None = None) -> dict:

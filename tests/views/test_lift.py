@@ -5,12 +5,6 @@ from __future__ import annotations
 import pytest
 
 import segviz as sv
-from tests.fakes.fake_run import hostile_row, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
 
 
 def test_the_lift_curve_of_a_run(run):

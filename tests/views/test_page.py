@@ -11,13 +11,8 @@ import pytest
 import segviz as sv
 from segviz.show.encode import escape, script_json
 from segviz.show.view import View
-from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
+from tests.fakes.fake_run import HOSTILE, hostile_row, row
 from tests.views.made import Page, unpack
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
 
 
 def test_hostile_texts_stay_data():

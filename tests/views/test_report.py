@@ -12,13 +12,8 @@ import segviz as sv
 from segpo_core.record.store import Recorder
 from segviz.show.theme import LEVELS, css, method_label
 from segviz.views.report import pick, report_view
-from tests.fakes.fake_run import hostile_row, row, write_run
+from tests.fakes.fake_run import row, write_run
 from tests.views.made import Page
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
 
 
 def test_the_report_picks_telling_rollouts(run):

@@ -13,13 +13,8 @@ from segviz.parts.credit import segment_credit
 from segviz.show.encode import floats, script_json
 from segviz.show.theme import LEVELS, level, symmetric_limit
 from segviz.views.ribbon import ribbon_data
-from tests.fakes.fake_run import hostile_row, long_row, row, write_run
+from tests.fakes.fake_run import long_row, row
 from tests.views.made import Page, unpack
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
 
 
 def test_the_page_carries_every_number_exactly(run):

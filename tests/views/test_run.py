@@ -12,12 +12,7 @@ import segviz as sv
 from segpo_core.record.store import Recorder
 from segviz.views.report import pick
 from segviz.views.ribbon import ribbon_data
-from tests.fakes.fake_run import hostile_row, row, write_run
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> sv.Run:
-    return sv.open(write_run(tmp_path_factory.mktemp("runs") / "demo", extra=[hostile_row()]))
+from tests.fakes.fake_run import row, write_run
 
 
 def test_importing_segviz_needs_neither_torch_nor_the_trainer():

@@ -98,6 +98,8 @@ def method_of(name: str, settings: dict[str, str]) -> tuple[Method, int]:
         ValueError: no such arm, or an unknown setting.
     """
     if name not in METHODS:
+        if "=" in name:
+            raise ValueError(f"{name!r} is a setting, no arm: quote it with its arm, as in 'forks {name}'")
         raise ValueError(f"unknown arm {name!r}; known: {', '.join([*METHODS, *OTHERS])}")
     values = {key: _read(value) for key, value in settings.items()}
     updates = values.pop("updates", 60)
