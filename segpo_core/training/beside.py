@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import yaml
 
 from segpo_core.config import TrainConfig, from_dict
 from segpo_core.record.blame import BLAMED, blame_rate
-from segpo_core.record.store import read_metrics, read_rollouts
+from segpo_core.record.store import read_metrics, read_rollouts, rollout_steps
 
 #: What is said about a run: label and metric, of the held-out problems.
 HELD_OUT = (("answer right", "eval/answer"), ("perception right", "eval/perception"), ("both right", "eval/grounded"))
@@ -39,7 +40,7 @@ class Companion:
     """
 
     def __init__(self, config: TrainConfig, method: str, directory: Path, methods: dict[str, Any], threads: int):
-        self.folder = tempfile.TemporaryDirectory()
+        self.directory, self.folder = directory, tempfile.TemporaryDirectory()
         other = from_dict(run_settings(config) | {"methods": methods, "output_dir": str(directory)}, method=method)
         file, self.log = Path(self.folder.name) / "config.yaml", Path(self.folder.name) / "log"
         file.write_text(yaml.safe_dump(_plain(other.to_dict())), encoding="utf-8")
@@ -51,7 +52,9 @@ class Companion:
             )  # fmt: skip
 
     def end(self) -> None:
-        """Ask it to end after the step at hand."""
+        """Ask it to end after the step at hand: its first, if it is still loading, when the signal would kill it."""
+        while self.process.poll() is None and not rollout_steps(self.directory):
+            time.sleep(0.1)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
 

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from segpo_core.algos import METHODS
 from segpo_core.cli import main
+from segpo_core.config import from_dict
 from segpo_core.record import store
 from segpo_core.training import checkpoint
+from segpo_core.training.beside import Companion
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,6 +86,19 @@ def test_ctrl_c_ends_the_demo_with_a_report(tmp_path):
     assert (run / "report.html").exists()
     for ended in (run, tmp_path / "runs" / "demo-grpo"):
         assert checkpoint.read_step(checkpoint.latest(ended / "checkpoints")) < 500
+
+
+def test_a_run_beside_that_still_loads_ends_after_its_first_step(tmp_path):
+    config = from_dict(
+        {"eval_steps": 0, "max_steps": 500, "max_completion_length": 8, "per_device_train_batch_size": 8}
+    )
+    companion = Companion(config, "grpo", tmp_path / "grpo", {}, threads=1)
+    companion.end()  # at once: Ctrl-C does not wait for a process to load
+    assert companion.wait() is None
+    assert checkpoint.read_step(checkpoint.latest(tmp_path / "grpo" / "checkpoints")) < 500
+    broken = Companion(replace(config, dataset="none.jsonl"), "grpo", tmp_path / "broken", {}, threads=1)
+    broken.end()
+    assert "none.jsonl" in broken.wait(), "and one that cannot begin is not waited for"
 
 
 def test_a_second_demo_leaves_the_first_alone(tmp_path, monkeypatch):
