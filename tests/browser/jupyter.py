@@ -37,12 +37,13 @@ _OPEN = """async (path) => {
 _RUN = """async (code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
   const future = kernel.requestExecute({ code, store_history: false });
-  let said = '';
+  let said = '', failed = '';
   future.onIOPub = ({ header, content }) => {
     if (header.msg_type === 'stream') said += content.text;
-    if (header.msg_type === 'error') said += content.traceback.join('\\n');
+    if (header.msg_type === 'error') failed = content.traceback.join('\\n');
   };
   await future.done;
+  if (failed) throw new Error(failed);
   return said;
 }"""
 
@@ -118,7 +119,7 @@ class Notebook:
         self.command("notebook:run-all-cells")
 
     def python(self, code: str) -> str:
-        """Run code in the notebook's kernel; what it printed, without the last line's end."""
+        """Run code in the notebook's kernel; what it printed, without the last line's end. What it raises is raised."""
         return self.page.evaluate(_RUN, code).rstrip("\n")
 
     def cell(self, number: int):
