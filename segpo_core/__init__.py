@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         GRPO,
         GSPO,
         METHODS,
+        PAPO,
         PGPO,
         PPO,
         RLOO,
@@ -59,7 +60,7 @@ _DOOR = {
     "afterwards.trained": ("Policy",),
     "algos": (
         "GRPO", "GSPO", "METHODS", "PPO", "RLOO", "SAPO", "SRPO", "CriticMethod", "Method", "SPOChain", "SPOTree",
-        "VinePPO", "TEMPO", "VCPPO", "EntropyTokens", "TreeRL", "VPPO", "PGPO", "Forks",
+        "VinePPO", "TEMPO", "VCPPO", "EntropyTokens", "TreeRL", "VPPO", "PGPO", "PAPO", "Forks",
     ),
     "config": ("TrainConfig",),
     "record.store": ("SchemaError",),
@@ -71,7 +72,7 @@ _DOOR = {
 _HOME = {name: module for module, names in _DOOR.items() for name in names}
 
 __all__ = [
-    "Credit", "CriticMethod", "EntropyTokens", "Forks", "GRPO", "GSPO", "METHODS", "Method", "PGPO", "PPO",
+    "Credit", "CriticMethod", "EntropyTokens", "Forks", "GRPO", "GSPO", "METHODS", "Method", "PAPO", "PGPO", "PPO",
     "Policy", "RLOO", "Rollouts", "SAPO", "SPOChain", "SPOTree", "SRPO", "SchemaError", "TEMPO", "TrainConfig",
     "Trainer", "TreeRL", "VCPPO", "VPPO", "VinePPO", "load_reward", "load_task", "recompute", "train",
 ]  # fmt: skip

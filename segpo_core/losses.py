@@ -21,6 +21,9 @@ LossType = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "s
 # exp(±20) is far outside every clip range; the bound keeps 0 · inf out of the surrogate.
 LOG_RATIO_BOUND = 20.0
 
+#: Where PAPO's divergence of a token ends, and with it its gradient.
+MOST_DIVERGENCE = 10.0
+
 #: Variance of returns below which there is nothing to explain.
 LEAST_VARIANCE = 1e-6
 
@@ -196,6 +199,18 @@ def kl(
     if estimator == "k3":
         return torch.exp(-log_rho) + log_rho - 1
     raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+
+
+def divergence_to_keep(logprobs: Tensor, away_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """k3 = exp(Δ) − Δ − 1 with Δ = logp_away − logp, at most `MOST_DIVERGENCE` → [B, T], 0 outside the mask and where
+    `away_logprobs` is NaN: what PAPO's objective adds γ times (arXiv 2507.06448, eq. 4).
+
+    The gradient goes through `logprobs` alone, as in the authors' release, where the masked pass is made once, before
+    the updates. On the policy's own samples its size at a token is 1 − exp(Δ): below 1, and 0 where the image makes no
+    difference.
+    """
+    seen = mask & ~away_logprobs.isnan()
+    return kl(logprobs, away_logprobs, "k3", seen).clamp(max=MOST_DIVERGENCE)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

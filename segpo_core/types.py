@@ -113,6 +113,10 @@ class Credit:
     value_mask: Tensor | None = None  #: bool [B, T], tokens whose value enters the value loss
     state_values: Tensor | None = None  #: float32 [B, T], value of the state in which the token's segment began
     state_stderr: Tensor | None = None  #: float32 [B, T], its standard error, where values were sampled
+    away_logprobs: Tensor | None = (
+        None  #: float32 [B, T], log-probabilities of a policy from which the loss drives this one; NaN: no such token
+    )
+    away_coef: float = 0.0  #: how much that divergence (`losses.divergence_to_keep`) counts in the objective
     metrics: dict[str, float] = field(default_factory=dict)  #: counts worth showing, e.g. malformed completions
 
 

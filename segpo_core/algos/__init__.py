@@ -5,6 +5,7 @@ from segpo_core.algos.entropy_tokens import EntropyTokens
 from segpo_core.algos.forks import Forks
 from segpo_core.algos.grpo import GRPO
 from segpo_core.algos.gspo import GSPO
+from segpo_core.algos.papo import PAPO
 from segpo_core.algos.pgpo import PGPO
 from segpo_core.algos.ppo import PPO
 from segpo_core.algos.rloo import RLOO
@@ -22,7 +23,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         PPO, RLOO, GRPO, GSPO, VinePPO, SPOChain, SPOTree, SAPO, SRPO,
-        VCPPO, EntropyTokens, TEMPO, TreeRL, VPPO, PGPO, Forks,
+        VCPPO, EntropyTokens, TEMPO, TreeRL, VPPO, PGPO, PAPO, Forks,
     )
 }  # fmt: skip
 
@@ -34,6 +35,7 @@ __all__ = [
     "GSPO",
     "METHODS",
     "Method",
+    "PAPO",
     "PGPO",
     "PPO",
     "RLOO",

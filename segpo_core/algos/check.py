@@ -47,7 +47,7 @@ def _check_forms(credit: Credit, rollouts: Rollouts, who: str) -> None:
     mask = rollouts.mask
     for item in fields(Credit):
         value, name = getattr(credit, item.name), item.name
-        if name in ("rule", "metrics") or value is None and name not in _REQUIRED:
+        if name in ("rule", "metrics", "away_coef") or value is None and name not in _REQUIRED:
             continue
         if not isinstance(value, Tensor):
             raise TypeError(f"{who}: {name} must be a tensor, not {type(value).__name__}")
@@ -89,6 +89,9 @@ def _rules(credit: Credit, mask: Tensor) -> list[tuple[str, Tensor, str]]:
         ),
         ("advantages is not 0 at padding", padding & (credit.advantages != 0), "use torch.where(rollouts.mask, A, 0)"),
     ]
+    if credit.away_logprobs is not None:
+        away = credit.loss_mask & credit.away_logprobs.isinf()
+        rules.append(("away_logprobs is infinite inside loss_mask", away, "a token that has none is NaN"))
     if credit.value_mask is not None and credit.returns is not None:
         rules += [
             ("value_mask is True at padding", credit.value_mask & padding, "use value_mask & rollouts.mask"),

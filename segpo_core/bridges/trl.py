@@ -79,6 +79,11 @@ def loss_settings(method: Method, args: GRPOConfig) -> GRPOConfig:
         raise ValueError(
             f"TRL has its KL term in the loss, as k3; {method.title} is set to {method.estimator} in the {method.kl_in}"
         )
+    if getattr(method, "away_coef", 0):
+        raise ValueError(
+            f"{method.title} adds a term to the loss, which TRL's has no place for: train it with segpo (segpo train "
+            f"--method {method.name}), or choose vppo or pgpo, which weigh tokens by the same contrast"
+        )
     if args.use_liger_kernel:
         raise ValueError(
             "use_liger_kernel computes the loss in a kernel that takes one advantage a completion; turn it off"

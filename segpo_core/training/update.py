@@ -310,6 +310,11 @@ class Learner:
             kl = losses.kl(scores.logprobs, micro.cut(rollouts.ref_logprobs), method.estimator, loss_mask)
             penalty = losses.aggregate(kl, loss_mask, method.loss_type, normalizer, self.config.max_completion_length)
             loss = loss + method.beta * penalty
+        if credit.away_logprobs is not None:
+            away = losses.divergence_to_keep(scores.logprobs, micro.cut(credit.away_logprobs), loss_mask)
+            kept = losses.aggregate(away, loss_mask, method.loss_type, normalizer, self.config.max_completion_length)
+            loss = loss - credit.away_coef * kept
+            numbers |= {"away_kl": (float(away.detach().sum() / max(1, tokens)), tokens)}
         if credit.value_mask is not None:
             value_loss, value_stats = losses.value_loss(
                 scores.values,

@@ -58,6 +58,7 @@ METHODS = {
     "treerl": "TreeRL",
     "vppo": "VPPO",
     "pgpo": "PGPO",
+    "papo": "PAPO",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segpo_core.advantages import gae, token_rewards
-from segpo_core.algos import GRPO, PGPO, PPO, TEMPO, VCPPO, VPPO, EntropyTokens, SPOTree, TreeRL
+from segpo_core.algos import GRPO, PAPO, PGPO, PPO, TEMPO, VCPPO, VPPO, EntropyTokens, SPOTree, TreeRL
 from segpo_core.config import TrainConfig
 from segpo_core.record import store
 from segpo_core.training.loop import Trainer
@@ -26,6 +26,7 @@ TRAINED = [
     TreeRL(branch=(3, 2), segment_tokens=3),
     VPPO(),
     PGPO(),
+    PAPO(away_coef=0.5),
 ]
 
 
@@ -160,10 +161,45 @@ def test_pgpo_by_hand():
             PGPO(**wrong)
 
 
+# --- PAPO ---------------------------------------------------------------------------------------------------------
+
+
+def test_papo_is_grpo_and_what_the_blind_policy_says():
+    rollouts = seeing([[0.5, -2.0, 0.0], [nan, nan]], [1.0, 0.0])
+    rollouts.old_logprobs = rollouts.sampled_logprobs - 0.25
+    credit, plain = PAPO(away_coef=0.3).credit(rollouts), GRPO().credit(rollouts)
+    assert torch.equal(credit.advantages, plain.advantages) and credit.away_coef == 0.3
+    assert credit.away_logprobs[0, :3].tolist() == [-1.75, 0.75, -1.25] and credit.away_logprobs[1, :2].isnan().all()
+    with pytest.raises(ValueError, match="not to look"):
+        PAPO(away_coef=-1)
+
+
+def test_papos_term_is_in_the_loss_of_the_update(llava, tmp_path):
+    """Where no completion is better than another, the term alone moves the policy: away from the one that is blind."""
+    config = TrainConfig(
+        method="papo", algo=PAPO(away_coef=1.0), model_name_or_path=str(llava), output_dir=str(tmp_path / "run"),
+        num_generations=4, per_device_train_batch_size=12, max_completion_length=8, max_steps=1, learning_rate=1e-4,
+        eval_steps=0, score_after_update=True, cpu=True,
+    )  # fmt: skip
+    Trainer(config, task=ToyTask(reward_funcs=[nothing])).run()
+    before = after = 0.0
+    for row in store.read_rollouts(tmp_path / "run").to_pylist():
+        for was, now, d in zip(row["sampled_logprobs"], row["new_logprobs"], row["perception_contrast"], strict=True):
+            if d is not None:  # NaN, not measured, is null in the file
+                before += math.exp(-d) + d - 1
+                after += math.exp(was - d - now) - (was - d - now) - 1
+    said = {row["name"]: row["value"] for row in store.read_metrics(tmp_path / "run").to_pylist()}["away_kl"]
+    assert said == pytest.approx(before / 96, rel=1e-3) and after > 1.01 * before
+
+
+def nothing(completions, **_):
+    return [0.0] * len(completions)
+
+
 def test_a_run_of_text_alone_is_grpo():
     rollouts = seeing([[nan] * 3, [nan] * 2], [1.0, 0.0])
     plain = GRPO().credit(rollouts)
-    for method in (VPPO(), PGPO()):
+    for method in (VPPO(), PGPO(), PAPO()):
         credit = method.credit(rollouts)
         assert torch.equal(credit.advantages, plain.advantages) and torch.equal(credit.loss_mask, plain.loss_mask)
 

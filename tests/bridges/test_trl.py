@@ -11,7 +11,21 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from trl import GRPOConfig
 
 from segpo_core import losses
-from segpo_core.algos import GRPO, GSPO, PPO, RLOO, SAPO, SRPO, TEMPO, VPPO, EntropyTokens, Forks, SPOChain, SPOTree
+from segpo_core.algos import (
+    GRPO,
+    GSPO,
+    PAPO,
+    PPO,
+    RLOO,
+    SAPO,
+    SRPO,
+    TEMPO,
+    VPPO,
+    EntropyTokens,
+    Forks,
+    SPOChain,
+    SPOTree,
+)
 from segpo_core.bridges.trl import SegmentGRPOTrainer
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
@@ -172,6 +186,7 @@ def test_it_trains(tmp_path, method):
         (SAPO(), {}, "trains no critic"),
         (PPO(), {}, "trains no critic"),
         (SPOTree(), {}, "samples groups"),
+        (PAPO(), {}, "adds a term to the loss"),
         (TEMPO(importance_sampling_level="segment", beta=0.1), {}, "segment means"),
         (GRPO(beta=0.1, kl_in="reward"), {}, "in the reward"),
         (GRPO(beta=0.1, kl_estimator="k2"), {}, "set to k2"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segpo_core.advantages import group_relative, prefix_values, tree_advantages, tree_rl_advantages
+from segpo_core.losses import MOST_DIVERGENCE, divergence_to_keep
 from segpo_core.types import pad_rows
 from segpo_core.weights import grounded_weights, image_k3, seeing_completions, seeing_tokens, top_entropy
 
@@ -163,3 +164,20 @@ def test_pgpo(rows, tau, gain):
         assert w[b, : len(row)].tolist() == pytest.approx([len(row) * x / sum(raw) for x in raw])
     assert (w >= 0).all() and (w[~mask] == 0).all()
     torch.testing.assert_close(w.sum(1), mask.sum(1).double())
+
+
+@given(contrast_rows)
+def test_the_divergence_that_papo_keeps(rows):
+    """By hand at every token, its gradient too: 1 − exp(Δ) below the bound, none above it, none without an image."""
+    d = pad_rows([torch.tensor(row, dtype=torch.float64) for row in rows], 5.0)
+    mask = pad_rows([torch.ones(len(row), dtype=torch.bool) for row in rows], False)
+    logprobs = torch.full_like(d, -1.5, requires_grad=True)
+    k3 = divergence_to_keep(logprobs, logprobs.detach() - d, mask)
+    (gradient,) = torch.autograd.grad(k3.sum(), logprobs)
+    for b, row in enumerate(rows):
+        for t, x in enumerate(row):
+            plain = 0.0 if math.isnan(x) else math.exp(-x) + x - 1
+            slope = 0.0 if math.isnan(x) or plain > MOST_DIVERGENCE else 1 - math.exp(-x)
+            assert k3[b, t].item() == pytest.approx(min(plain, MOST_DIVERGENCE))
+            assert gradient[b, t].item() == pytest.approx(slope)
+    assert (k3[~mask] == 0).all() and (gradient[~mask] == 0).all()
