@@ -20,7 +20,7 @@ from segpo_core.policy.contrasts import contrasts, corrupted, logprobs
 from segpo_core.policy.corruptions import KINDS
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
-from segpo_core.sampling.generate import Sampler
+from segpo_core.sampling.generate import InProcess
 from segpo_core.segments import PERCEPTION, REASONING, role_ids
 from segpo_core.tasks.shapes import ShapesTask
 
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     suppressed = load.suppressed_token_ids(model, processor)
     network = ActorCritic(model, suppressed).to(args.device)
     eos = load.eos_token_ids(model, processor)
-    sampler = Sampler(model, load.get_tokenizer(processor), eos, suppressed, max_completion_length=args.tokens)
+    sampler = InProcess(model, load.get_tokenizer(processor), eos, suppressed, max_completion_length=args.tokens)
     examples = [ShapesTask().eval(i) for i in range(args.prompts)]
     prompts = Prompts.build(examples, processor, model.config)
     rollouts = sampler.groups(prompts, args.generations, (args.seed, 0))

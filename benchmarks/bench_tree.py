@@ -27,13 +27,14 @@ from segpo_core.policy.logprobs import backbone, token_logprobs
 from segpo_core.policy.packing import pack
 from segpo_core.prefix_tree import first_holders
 from segpo_core.sampling.branches import grow_tree
-from segpo_core.sampling.generate import Draw, Sampler
+from segpo_core.sampling.generate import InProcess
+from segpo_core.sampling.sampler import Draw
 from segpo_core.types import Rollouts, length_mask
 
 VOCABULARY = 2048
 
 
-class NumberSampler(Sampler):
+class NumberSampler(InProcess):
     """A sampler whose tokens have no texts, so it needs no tokenizer."""
 
     def rollouts(self, draw: Draw, group: Tensor) -> Rollouts:
@@ -41,7 +42,7 @@ class NumberSampler(Sampler):
         return Rollouts(draw.ids, mask, group, draw.finished, draw.logprobs, draw.entropy)
 
 
-def build(args: argparse.Namespace) -> tuple[ActorCritic, Sampler, Prompts]:
+def build(args: argparse.Namespace) -> tuple[ActorCritic, InProcess, Prompts]:
     """A policy of random weights that ends a completion after about `args.tail` tokens, and its prompts."""
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -24,7 +24,7 @@ from segpo_core.policy.contrasts import logprobs
 from segpo_core.policy.corruptions import corrupt
 from segpo_core.policy.inputs import Prompts
 from segpo_core.sampling.chains import continuations
-from segpo_core.sampling.generate import Draw, noise, token_pieces
+from segpo_core.sampling.sampler import Draw, noise, token_pieces
 from segpo_core.types import Rollouts, length_mask, pad_rows
 
 __all__ = [

@@ -27,7 +27,8 @@ from segpo_core.policy.load import (
     suppressed_token_ids,
 )
 from segpo_core.record import store
-from segpo_core.sampling.generate import Sampler, token_pieces
+from segpo_core.sampling.generate import InProcess
+from segpo_core.sampling.sampler import token_pieces
 from segpo_core.tasks import Task, load_task
 from segpo_core.tasks.rewards import load_reward
 from segpo_core.training import checkpoint, evaluate
@@ -39,7 +40,7 @@ class Policy:
 
     network: ActorCritic  #: the model, with the critic where the checkpoint has one
     processor: Any
-    sampler: Sampler
+    sampler: InProcess
     name: str  #: what was loaded, in words
     step: int | None = None  #: training steps behind it; None for a model that is no run's
     reward_funcs: list[Callable] = field(default_factory=list)  #: TRL's signature; empty: no rewards
@@ -76,7 +77,7 @@ class Policy:
         """
         suppressed = suppressed_token_ids(model, processor)
         network = ActorCritic(model, suppressed, temperature, critic).to(model.device).eval()
-        sampler = Sampler(
+        sampler = InProcess(
             model, get_tokenizer(processor), eos_token_ids(model, processor), suppressed, temperature,
             max_completion_length,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from segpo_core.types import Credit, Rollouts
 if TYPE_CHECKING:
     from segpo_core.policy.inputs import Prompts
     from segpo_core.sampling.chains import RewardOf
-    from segpo_core.sampling.generate import Sampler
+    from segpo_core.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)

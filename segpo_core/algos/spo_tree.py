@@ -24,7 +24,7 @@ from segpo_core.weights import probability_mask
 
 if TYPE_CHECKING:
     from segpo_core.policy.inputs import Prompts
-    from segpo_core.sampling.generate import Sampler
+    from segpo_core.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)

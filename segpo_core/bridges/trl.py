@@ -31,7 +31,7 @@ from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import get_tokenizer, suppressed_token_ids
-from segpo_core.sampling.generate import Sampler
+from segpo_core.sampling.generate import InProcess
 from segpo_core.segments import count, segment_mean
 from segpo_core.training.evaluate import reward_texts
 from segpo_core.training.together import own_part, whole_batch
@@ -199,7 +199,7 @@ class SegmentGRPOTrainer(GRPOTrainer):
         try:
             prompts = Prompts.build(batch.examples, self.processing_class, model.config)
             if self.samples_on:
-                sampler = Sampler(
+                sampler = InProcess(
                     model, get_tokenizer(self.processing_class), self.eos_token_ids,
                     suppressed_token_ids(model, self.processing_class), self.temperature, self.max_completion_length,
                 )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segpo_core.sampling.generate import token_pieces
+from segpo_core.sampling.sampler import token_pieces
 from segpo_core.segments import role_ids
 from segpo_core.types import Credit, Rollouts, length_mask
 

@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segpo_core.policy.inputs import Prompts
-from segpo_core.sampling.generate import Draw, Sampler, State, noise
+from segpo_core.sampling.sampler import Draw, Prefix, Sampler
 from segpo_core.sampling.sharing import MAX_ROWS
 from segpo_core.types import Rollouts, Tree, pad_rows
 
@@ -68,7 +67,7 @@ def grow_tree(
     def joined(field: str) -> Tensor:
         return pad_rows([torch.cat([getattr(node, field) for node in line]) for line in lines])
 
-    ids, device = joined("ids"), sampler.model.device
+    ids, device = joined("ids"), sampler.device
     lengths = torch.tensor([line[-1].start + len(line[-1].ids) for line in lines], device=device)
     finished = torch.tensor([leaf.finished for leaf in leaves], device=device)
     draw = Draw(ids, lengths, finished, joined("logprobs"), joined("entropy"), 0)
@@ -93,17 +92,17 @@ def _grow(
     first: int,
 ) -> list[Node]:
     """The nodes of the trees of some prompts, level by level."""
-    state: State | None = sampler.prefill(prompts, rows)
-    empty, device = torch.zeros(0), sampler.model.device
+    state: Prefix | None = sampler.prefill(prompts, rows)
+    empty, device = torch.zeros(0), sampler.device
     level = [Node((row,), 0, empty.long().to(device), empty.to(device), empty.to(device), False) for row in rows]
     nodes, start = list(level), 0
     for depth, children in enumerate(branch):
         left = sampler.max_completion_length - start
         limit = left if depth + 1 == len(branch) else min(segment_tokens, left)
         paths = [(*node.path, i) for node in level for i in range(children)]
-        uniform = np.stack([noise(limit, *stream, first + path[0], *path[1:]) for path in paths])
+        names = [(*stream, first + path[0], *path[1:]) for path in paths]
         copies = torch.arange(len(level), device=device).repeat_interleave(children)
-        draw = sampler.decode(state.pick(copies), torch.from_numpy(uniform), keep=limit < left)
+        draw = sampler.continue_from(state.pick(copies), names, [limit] * len(names), keep=limit < left)
         ends = zip(paths, draw.lengths.tolist(), draw.finished.tolist(), strict=True)
         level = [
             Node(path, start, draw.ids[i, :n], draw.logprobs[i, :n], draw.entropy[i, :n], finished)

@@ -9,85 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from segpo_core.policy.inputs import Prompts, decode_inputs
-from segpo_core.policy.logprobs import backbone, without_adapter
-from segpo_core.sampling.generate import Draw, Sampler, State, noise
+from segpo_core.policy.inputs import Prompts
+from segpo_core.sampling.sampler import Draw, Sampler
 from segpo_core.sampling.sharing import MAX_ROWS
-from segpo_core.types import Rollouts, pad_rows
+from segpo_core.types import Rollouts
 
 #: `reward_of(groups, texts)`: the reward of each text as an answer to the prompt of that number; NaN for no verdict.
 RewardOf = Callable[[list[int], list[str]], list[float]]
-
-
-@dataclass
-class Prefixes:
-    """B completions after their prompts of at most L tokens, computed once; each prefix can be continued."""
-
-    cache: DynamicCache  #: keys and values of L prompt slots (left-padded), then of T tokens
-    attention_mask: Tensor  #: long [B, L + T]
-    position: Tensor  #: long [B], position of the first token
-    logits: Tensor  #: float32 [B, V], of the first token
-    hidden: Tensor  #: [B, T, H], after each token
-    head: Callable[[Tensor], Tensor]
-
-    @classmethod
-    @torch.no_grad()
-    def compute(cls, sampler: Sampler, prompts: Prompts, ids: Tensor, mask: Tensor, group: Tensor) -> Prefixes:
-        """One pass over the prompts (images once a prompt), then one over the completions.
-
-        Args:
-            sampler: whose model computes.
-            prompts: P prompts.
-            ids: long [B, T]; mask: bool [B, T]; group: long [B], row of the prompt.
-
-        Raises:
-            ValueError: the model's memory of a prefix is a running state that holds no single tokens.
-        """
-        config = without_adapter(sampler.model).config.get_text_config()
-        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-            raise ValueError(
-                f"{type(sampler.model).__name__} keeps no keys and values of single tokens in some layers, so it "
-                "cannot go on from the middle of a completion: choose a method that samples no continuations"
-            )
-        some, row = group.unique(return_inverse=True)
-        state = sampler.prefill(prompts, some.tolist(), keep_all=True).pick(row)
-        attended = torch.cat([state.attention_mask, mask.to(state.attention_mask)], dim=1)
-        inputs = decode_inputs(ids, attended, state.position)
-        network = backbone(sampler.model)
-        hidden = network(**inputs, past_key_values=state.cache, use_cache=True).last_hidden_state
-        sampler.tokens_computed += ids.numel()
-        return cls(state.cache, attended, state.position, state.logits, hidden, sampler.head)
-
-    def at(self, rows: Tensor, lengths: Tensor) -> State:
-        """The prefixes of `lengths` tokens (long [n], 0: the prompt) of the completions `rows` (long [n]).
-
-        Keys and values are moved so that each prefix ends in the last slot: what follows is then next to it, as
-        layers with a sliding window need it. Their positions are in the keys already.
-        """
-        prompt = self.attention_mask.shape[1] - self.hidden.shape[1]
-        width = prompt + int(lengths.max())
-        slot = torch.arange(width, device=rows.device) - (width - prompt - lengths)[:, None]
-        real, slot = slot >= 0, slot.clamp(min=0)
-        cache = DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            # Two indices with a slice between them: [n, S] comes first, heads after it.
-            keys, values = (x[rows[:, None], :, slot].transpose(1, 2) for x in (layer.keys, layer.values))
-            cache.update(keys, values, number)
-        after = self.head(self.hidden[rows, (lengths - 1).clamp(min=0)])
-        return State(
-            cache,
-            torch.where(real, self.attention_mask[rows[:, None], slot], 0),
-            self.position[rows] + lengths,
-            torch.where(lengths[:, None] > 0, after, self.logits[rows]),
-        )
 
 
 def unique_states(rollouts: Rollouts, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +71,7 @@ def continuations(
     used, row = rows.unique(return_inverse=True)
     longest = max(1, int(lengths.max()))  # later tokens are part of no prefix
     ids, mask = rollouts.completion_ids[used, :longest], rollouts.mask[used, :longest]
-    prefixes = Prefixes.compute(sampler, prompts, ids, mask, rollouts.group[used])
+    prefixes = sampler.prefixes(prompts, ids, mask, rollouts.group[used])
     group = rollouts.group[rows]
     sample = (rollouts.group[:, None] == rollouts.group).tril(-1).sum(dim=1)[rows]
     names = torch.stack([group + first, sample, lengths], dim=1).tolist()
@@ -147,19 +79,15 @@ def continuations(
     owner = torch.arange(len(rows), device=rows.device).repeat_interleave(number)
     nth = torch.arange(len(owner), device=rows.device) - (number.cumsum(0) - number)[owner]
     for prefix, count in zip(owner.split(max_rows), nth.split(max_rows), strict=True):
-        left = sampler.max_completion_length - lengths[prefix]
-        streams = [
-            torch.from_numpy(noise(limit, *stream, *names[i], n))
-            for i, n, limit in zip(prefix.tolist(), count.tolist(), left.tolist(), strict=True)
-        ]
+        left = (sampler.max_completion_length - lengths[prefix]).tolist()
+        streams = [(*stream, *names[i], n) for i, n in zip(prefix.tolist(), count.tolist(), strict=True)]
         these, copies = prefix.unique(return_inverse=True)
         state = prefixes.at(row[these], lengths[these])
         if without is not None:
             of, token = without
             here = torch.isin(of, these)
-            state.logits[torch.searchsorted(these, of[here]), token[here]] = torch.finfo(torch.float32).min / 4
-        state = state.pick(copies)
-        yield prefix, sampler.decode(state, pad_rows(streams), limits=left)
+            state.forbid(torch.searchsorted(these, of[here]), token[here])
+        yield prefix, sampler.continue_from(state.pick(copies), streams, left)
 
 
 def estimate_values(

@@ -1,26 +1,25 @@
-"""The sampler. A prompt and its images are computed once; every continuation shares that prefix.
+"""The sampler in this process. A prompt and its images are computed once; every continuation shares that prefix.
 
-Three moves make all kinds of collection: `prefill` computes prompts, `State.pick` branches them (a cache row is copied,
-never computed again), `decode` continues every row to its own end. Groups are prefill → pick each G times → decode.
-
-Each completion draws from a random stream of its own, named by (seed, step, prompt, sample). So what is sampled does
-not depend on how rows are batched, on when others end, or on how many processes share the work.
+`prefill` computes prompts, `State.pick` branches them (a cache row is copied, never computed again), `decode` continues
+every row to its own end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from segpo_core.policy.inputs import Prompts, decode_inputs, prefill_inputs
 from segpo_core.policy.logprobs import Head, backbone, gather, without_adapter
-from segpo_core.types import Rollouts, length_mask
+from segpo_core.sampling.sampler import Draw, Name, Sampler, noise
+from segpo_core.types import pad_rows
 
 #: Rows that ended are dropped from the batch once they are this share of it: dropping copies the cache.
 COMPACT_SHARE = 0.1
@@ -40,23 +39,44 @@ class State:
         self.cache.batch_select_indices(rows)
         return State(self.cache, self.attention_mask[rows], self.position[rows], self.logits[rows])
 
+    def forbid(self, rows: Tensor, tokens: Tensor) -> None:
+        """The next token of `rows[k]` is not `tokens[k]`, both long [K]."""
+        self.logits[rows, tokens] = torch.finfo(torch.float32).min / 4
+
 
 @dataclass
-class Draw:
-    """Continuations of n prefixes, right-padded to the longest."""
+class Prefixes:
+    """B completions after their prompts of at most L tokens, computed once; each prefix can be continued."""
 
-    ids: Tensor  #: long [n, T]
-    lengths: Tensor  #: long [n]
-    finished: Tensor  #: bool [n], ended with an EOS
-    logprobs: Tensor  #: float32 [n, T]
-    entropy: Tensor  #: float32 [n, T]
-    tokens_computed: int  #: tokens that went through the model, those of rows that had already ended included
-    state: State | None = None  #: asked for by `keep`: the rows that did not finish, in order; None where all did
+    cache: DynamicCache  #: keys and values of L prompt slots (left-padded), then of T tokens
+    attention_mask: Tensor  #: long [B, L + T]
+    position: Tensor  #: long [B], position of the first token
+    logits: Tensor  #: float32 [B, V], of the first token
+    hidden: Tensor  #: [B, T, H], after each token
+    head: Callable[[Tensor], Tensor]
 
+    def at(self, rows: Tensor, lengths: Tensor) -> State:
+        """The prefixes of `lengths` tokens (long [n], 0: the prompt) of the completions `rows` (long [n]).
 
-def noise(length: int, *name: int) -> np.ndarray:
-    """float64 [length], uniform in [0, 1): the random stream called `name`, the same on every machine."""
-    return np.random.default_rng(name).random(length)
+        Keys and values are moved so that each prefix ends in the last slot: what follows is then next to it, as
+        layers with a sliding window need it. Their positions are in the keys already.
+        """
+        prompt = self.attention_mask.shape[1] - self.hidden.shape[1]
+        width = prompt + int(lengths.max())
+        slot = torch.arange(width, device=rows.device) - (width - prompt - lengths)[:, None]
+        real, slot = slot >= 0, slot.clamp(min=0)
+        cache = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            # Two indices with a slice between them: [n, S] comes first, heads after it.
+            keys, values = (x[rows[:, None], :, slot].transpose(1, 2) for x in (layer.keys, layer.values))
+            cache.update(keys, values, number)
+        after = self.head(self.hidden[rows, (lengths - 1).clamp(min=0)])
+        return State(
+            cache,
+            torch.where(real, self.attention_mask[rows[:, None], slot], 0),
+            self.position[rows] + lengths,
+            torch.where(lengths[:, None] > 0, after, self.logits[rows]),
+        )
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
@@ -77,8 +97,8 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     return token.clamp(max=(cumulative < cumulative[:, -1:]).sum(dim=-1))
 
 
-class Sampler:
-    """Draws completions from a model.
+class InProcess(Sampler):
+    """Draws completions from a model of this process, with transformers.
 
     Args:
         model: transformers model with a language-model head (not wrapped by accelerate).
@@ -102,6 +122,7 @@ class Sampler:
         self.head = Head(model, suppressed).to(model.device)
         self.eos = torch.tensor(eos, device=model.device)
         self.temperature, self.max_completion_length = temperature, max_completion_length
+        self.device, self.config, self.own_scores = model.device, model.config, True
         #: Tokens that went through the model so far: prompts with their padding, and all that was decoded.
         self.tokens_computed = 0
 
@@ -179,90 +200,39 @@ class Sampler:
         kept = state if keep and alive else None
         return Draw(ids[:, :width], lengths, finished, logprobs[:, :width], entropy[:, :width], computed, kept)
 
-    def groups(
-        self,
-        prompts: Prompts,
-        num_generations: int,
-        stream: tuple[int, ...],
-        first: int = 0,
-        temperature: float | None = None,
-    ) -> Rollouts:
-        """`num_generations` completions of every prompt; rows of one prompt are neighbours.
+    @torch.no_grad()
+    def prefixes(self, prompts: Prompts, ids: Tensor, mask: Tensor, group: Tensor) -> Prefixes:
+        """One pass over the prompts (images once a prompt), then one over the completions. Arguments as `Sampler`'s.
 
-        Args:
-            prompts: P prompts.
-            num_generations: G.
-            stream: name of the random stream, such as (seed, step).
-            first: number of the first prompt within the step, over all processes.
-            temperature: see `decode`.
+        Raises:
+            ValueError: the model's memory of a prefix is a running state that holds no single tokens.
         """
-        device = self.model.device
-        group = torch.arange(len(prompts), device=device).repeat_interleave(num_generations)
-        streams = [
-            noise(self.max_completion_length, *stream, first + p, g)
-            for p in range(len(prompts))
-            for g in range(num_generations)
-        ]
-        state = self.prefill(prompts)
-        draw = self.decode(state.pick(group), torch.from_numpy(np.stack(streams)), temperature)
-        return self.rollouts(draw, group)
+        config = without_adapter(self.model).config.get_text_config()
+        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise ValueError(
+                f"{type(self.model).__name__} keeps no keys and values of single tokens in some layers, so it "
+                "cannot go on from the middle of a completion: choose a method that samples no continuations"
+            )
+        some, row = group.unique(return_inverse=True)
+        state = self.prefill(prompts, some.tolist(), keep_all=True).pick(row)
+        attended = torch.cat([state.attention_mask, mask.to(state.attention_mask)], dim=1)
+        inputs = decode_inputs(ids, attended, state.position)
+        hidden = backbone(self.model)(**inputs, past_key_values=state.cache, use_cache=True).last_hidden_state
+        self.tokens_computed += ids.numel()
+        return Prefixes(state.cache, attended, state.position, state.logits, hidden, self.head)
 
-    def rollouts(self, draw: Draw, group: Tensor) -> Rollouts:
-        """A draw as `Rollouts`, with texts."""
-        lengths = draw.lengths.tolist()
-        pieces = [token_pieces(self.tokenizer, ids[:n]) for ids, n in zip(draw.ids.tolist(), lengths, strict=True)]
-        return Rollouts(
-            completion_ids=draw.ids,
-            mask=length_mask(draw.lengths, draw.ids.shape[1]),
-            group=group,
-            finished=draw.finished,
-            sampled_logprobs=draw.logprobs,
-            entropy=draw.entropy,
-            texts=["".join(row) for row in pieces],
-            pieces=pieces,
-        )
+    def continue_from(
+        self,
+        prefix: State,
+        names: Sequence[Name],
+        limits: Sequence[int],
+        temperature: float | None = None,
+        keep: bool = False,
+    ) -> Draw:
+        streams = [torch.from_numpy(noise(limit, *name)) for name, limit in zip(names, limits, strict=True)]
+        same = min(limits) == max(limits)
+        return self.decode(prefix, pad_rows(streams), temperature, None if same else torch.tensor(limits), keep)
 
-
-def token_pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text of each token, such that the pieces joined are the text. Special tokens have none.
-
-    A character whose bytes span several tokens belongs to the last of them.
-    """
-    try:
-        stream = DecodeStream(skip_special_tokens=True)
-        pieces = [stream.step(tokenizer.backend_tokenizer, i) or "" for i in ids]
-    except Exception:  # tokenizers raises a bare Exception where byte tokens make no character
-        return _pieces_of_bytes(tokenizer, ids)
-    whole = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    joined = "".join(pieces)
-    if len(whole) > len(joined) and whole.startswith(joined):  # the completion was cut within a character
-        pieces[-1] += whole[len(joined) :]
-    return pieces
-
-
-def _pieces_of_bytes(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The same for tokenizers with byte fallback, whose decoder gives up a whole run of bytes for one that fits no
-    character: here only the bytes that make none become U+FFFD, and belong to the next token that makes one.
-    """
-
-    def text(start: int, end: int) -> str:
-        return tokenizer.decode(ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    pieces: list[str] = []
-    start, said, waiting = 0, "", 0  # `said`: the text from `start` on to the last token that had a piece
-    for end in range(1, len(ids) + 1):
-        now = text(start, end)
-        if now.endswith("\ufffd"):
-            pieces.append("")
-            waiting += 1
-            continue
-        if now.startswith(said):
-            pieces.append(now[len(said) :])
-        else:  # a whole character before the stray bytes became U+FFFD with them
-            pieces.append("\ufffd" * waiting + text(end - 2, end)[len(text(end - 2, end - 1)) :])
-        waiting, alone = 0, text(end - 1, end)
-        # A token of its own right is context enough for what follows it (a leading space depends on that).
-        start, said = (end - 1, alone) if alone and "\ufffd" not in alone else (start, now)
-    if waiting:
-        pieces[-1] = "\ufffd" * waiting
-    return pieces
+    def sync(self, write: Callable[[Path], None], version: int) -> None:
+        """Nothing: the weights are the network's own."""

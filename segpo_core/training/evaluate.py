@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from segpo_core.policy.inputs import Prompts, TooLong
-from segpo_core.sampling.generate import Sampler
+from segpo_core.sampling.sampler import Sampler
 from segpo_core.tasks.rewards import Text, outside_training, run_rewards, wants
 from segpo_core.types import Rollouts
 
@@ -136,7 +136,7 @@ def evaluate(
         for example in map(task.eval, part):
             try:
                 limits = max_prompt_length, sampler.max_completion_length
-                built = Prompts.build([example], processor, sampler.model.config, *limits)
+                built = Prompts.build([example], processor, sampler.config, *limits)
             except TooLong:
                 if not filter_overlong_prompts:
                     raise

@@ -42,7 +42,7 @@ from segpo_core.record.store import (
     read_manifest,
 )
 from segpo_core.sampling.chains import estimate_values
-from segpo_core.sampling.generate import Sampler
+from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.nodes import node_rows
 from segpo_core.segments import TAGS, role_ids
 from segpo_core.training import agreed, checkpoint, evaluate
@@ -196,7 +196,7 @@ class Trainer:
         log.info("our passes and the model's own differ by %.1e (head) and %.1e nats (cache)", *self.agreement)
         self.learner = Learner(config, self.accelerator, network, reference)
         self.network = self.learner.network
-        self.sampler = Sampler(
+        self.sampler = InProcess(
             self.network.model,
             get_tokenizer(self.processor),
             eos_token_ids(self.network.model, self.processor),

@@ -22,12 +22,12 @@ def measure(model: torch.nn.Module, processor: Any, problems: int, generations: 
     """
     from segpo_core.policy import load
     from segpo_core.policy.inputs import Prompts
-    from segpo_core.sampling.generate import Sampler
+    from segpo_core.sampling.generate import InProcess
     from segpo_core.training.evaluate import accuracies, inspect
 
     task, seed = ShapesTask(), 2**30
     eos, suppressed = load.eos_token_ids(model, processor), load.suppressed_token_ids(model, processor)
-    sampler = Sampler(model, processor.tokenizer, eos, suppressed, max_completion_length=96)
+    sampler = InProcess(model, processor.tokenizer, eos, suppressed, max_completion_length=96)
     truth: dict[str, list[dict]] = {"greedy": [], "sampled": []}
     lengths: list[int] = []
     prompt_lengths: list[int] = []

@@ -92,7 +92,7 @@ def _tokens(rollout: Rollout, tokenizer: Any) -> dict[str, Any]:
     if row.get("token_ids") is not None:
         if row.get("pieces") is not None:
             return {}
-        from segpo_core.sampling.generate import token_pieces
+        from segpo_core.sampling.sampler import token_pieces
 
         return {"pieces": token_pieces(tokenizer, list(row["token_ids"]))}
     ids, pieces = encode(tokenizer, rollout.text)

@@ -17,7 +17,8 @@ from segpo_core.policy.corruptions import KINDS
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts, extend, position_ids
 from segpo_core.policy.logprobs import backbone
-from segpo_core.sampling.generate import Sampler, token_pieces
+from segpo_core.sampling.generate import InProcess
+from segpo_core.sampling.sampler import token_pieces
 from segpo_core.segments import PERCEPTION, REASONING, role_ids
 from segpo_core.tasks.shapes import ShapesTask
 from segpo_core.types import Rollouts, length_mask, pad_rows
@@ -277,7 +278,7 @@ def tiny():
     network, task = ActorCritic(model, suppressed), ShapesTask()
     examples = [task.eval(i) for i in range(16)]
     prompts = Prompts.build(examples, processor, model.config)
-    rollouts = Sampler(model, load.get_tokenizer(processor), eos, suppressed).groups(prompts, 2, (0, 0))
+    rollouts = InProcess(model, load.get_tokenizer(processor), eos, suppressed).groups(prompts, 2, (0, 0))
     rollouts.old_logprobs = logprobs(network, prompts, rollouts, rollouts.mask)
     return network, processor, examples, prompts, rollouts
 

@@ -11,8 +11,8 @@ from segpo_core.policy.inputs import Prompts, extend, position_ids
 from segpo_core.policy.logprobs import backbone
 from segpo_core.prefix_tree import first_holders
 from segpo_core.sampling.branches import grow_tree
-from segpo_core.sampling.chains import Prefixes, continuations, estimate_values, mean_and_error, unique_states
-from segpo_core.sampling.generate import noise
+from segpo_core.sampling.chains import continuations, estimate_values, mean_and_error, unique_states
+from segpo_core.sampling.sampler import noise
 from segpo_core.sampling.sharing import tree_of
 from segpo_core.types import Rollouts, length_mask
 from tests.fakes import families
@@ -58,7 +58,7 @@ def test_a_state_within_a_completion_is_that_of_a_fresh_prefill(family):
     model, processor, prompts = family
     sampler = sampler_of(model, processor, max_completion_length=14)
     rollouts = sampler.groups(prompts, 4, (0, 1))
-    prefixes = Prefixes.compute(sampler, prompts, rollouts.completion_ids, rollouts.mask, rollouts.group)
+    prefixes = sampler.prefixes(prompts, rollouts.completion_ids, rollouts.mask, rollouts.group)
     rows, lengths = rollouts.mask.nonzero().unbind(1)  # every prefix of every row, the prompt's included
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     rows, lengths = rows[order], lengths[order]

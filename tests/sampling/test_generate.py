@@ -8,7 +8,8 @@ from PIL import Image
 from segpo_core.policy import load
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
-from segpo_core.sampling.generate import Sampler, choose, noise, token_pieces
+from segpo_core.sampling.generate import InProcess, choose
+from segpo_core.sampling.sampler import noise, token_pieces
 from tests.fakes import families
 
 
@@ -38,12 +39,12 @@ def loaded(request, tmp_path_factory):
     return request.param, load.load_model(path), load.load_processor(path)
 
 
-def sampler_of(model, processor, **kwargs) -> Sampler:
+def sampler_of(model, processor, **kwargs) -> InProcess:
     """A sampler for which a quarter of the vocabulary ends a completion: random weights would rarely end one."""
     suppressed = load.suppressed_token_ids(model, processor)
     vocabulary = model.config.get_text_config().vocab_size
     eos = set(range(0, vocabulary, 4)) - set(suppressed) | set(load.eos_token_ids(model, processor))
-    return Sampler(model, load.get_tokenizer(processor), sorted(eos), suppressed, **kwargs)
+    return InProcess(model, load.get_tokenizer(processor), sorted(eos), suppressed, **kwargs)
 
 
 def test_sampled_logprobs_are_those_of_the_scoring_pass(loaded):
