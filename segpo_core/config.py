@@ -130,6 +130,9 @@ class TrainConfig:
     """Sampled completions a held-out problem, for mean@k and pass@k; 0: only the greedy one."""
     save_steps: int = 50
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    save_minutes: float = 0
+    """Minutes between checkpoints, besides those of save_steps: what a run that is killed loses at most, and one step;
+    0: steps alone count."""
     save_total_limit: int = 2
     """Checkpoints kept; the oldest go first."""
     record_steps: int = 1

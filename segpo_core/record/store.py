@@ -159,9 +159,12 @@ class Recorder:
     def __init__(self, directory: str | Path, rank: int = 0):
         self.directory, self.rank, self.failures = Path(directory), rank, 0
         self.unwritten: dict[int, dict[str, float]] = {}  #: metrics of steps that wait for their file
+        self.manifest: bytes | None = None  #: run.json, written again where somebody removed the directory
         for name in ("metrics", "rollouts", "images", "checkpoints"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         if rank == 0:
+            with contextlib.suppress(OSError):  # a new run has none yet
+                self.manifest = read_plain(self.directory / "run.json")
             self._sweep()
             self._put_together(0)
 
@@ -177,7 +180,8 @@ class Recorder:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             **facts,
         }
-        write_atomic(self.directory / "run.json", json.dumps(manifest, indent=2, default=str).encode())
+        self.manifest = json.dumps(manifest, indent=2, default=str).encode()
+        write_atomic(self.directory / "run.json", self.manifest)
 
     def _sweep(self) -> None:
         """Remove the temporary files of writers that were killed. One of a process that lives is left alone: another
@@ -190,6 +194,11 @@ class Recorder:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Write one step's numbers. Those that could not be written are tried again with the next step's."""
         self.unwritten[step] = values
+        path = self.directory / "run.json"
+        if self.manifest is not None and not path.exists():
+            with self._counted(step, "run.json"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, self.manifest)
         for late, numbers in list(self.unwritten.items()):
             rows = [{"step": late, "name": name, "value": float(value)} for name, value in sorted(numbers.items())]
             with self._counted(late, "metrics"):

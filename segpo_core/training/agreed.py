@@ -8,8 +8,8 @@ from typing import Any
 #: of a pass is among them, since another number of processes shares the same batch in other parts.
 FREE = {
     "output_dir", "resume", "max_steps", "eval_steps", "eval_size", "num_generations_eval", "save_steps",
-    "save_total_limit", "record_steps", "score_after_update", "report_to", "cpu", "rows_per_batch", "value_mc_states",
-    "per_device_train_batch_size",
+    "save_minutes", "save_total_limit", "record_steps", "score_after_update", "report_to", "cpu", "rows_per_batch",
+    "value_mc_states", "per_device_train_batch_size",
 }  # fmt: skip
 
 

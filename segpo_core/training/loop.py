@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,18 +234,20 @@ class Trainer:
         with Interrupt() as interrupt:
             if self.step == 0 and config.eval_steps:
                 self._publish(0, self.evaluate())
-            stopping = unsaved = False
+            stopping, unsaved, saved = False, False, time.monotonic()
             while self.step < config.max_steps and not stopping:
                 self.step += 1
                 metrics = self.train_step()
-                self.stopped_by = max(everyone([interrupt.asked]))  # it may reach processes in different steps
+                told = everyone([(interrupt.asked, time.monotonic() - saved)])  # processes hear signals in other steps
+                self.stopped_by, age = (max(column) for column in zip(*told, strict=True))
                 stopping = bool(self.stopped_by)
                 last = self.step == config.max_steps or stopping
                 if config.eval_steps and (self.step % config.eval_steps == 0 or last):
                     metrics |= self.evaluate()
                 self._publish(self.step, metrics)
-                if last or unsaved or (config.save_steps and self.step % config.save_steps == 0):
-                    unsaved = not self.save(must=last)  # tried again after the next step
+                due = config.save_steps and self.step % config.save_steps == 0
+                if last or unsaved or due or 0 < 60 * config.save_minutes <= age:
+                    unsaved, saved = not self.save(must=last), time.monotonic()  # tried again after the next step
         if self.world > 1:
             self.learner.let_go()
         self.accelerator.end_training()
