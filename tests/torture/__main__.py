@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from segpo_core.algos import GRPO
@@ -15,18 +15,18 @@ from segpo_core.training.loop import Trainer
 from tests.fakes import families
 from tests.fakes.fake_run import write_run
 from tests.fakes.toy import ToyTask
-from tests.torture import attempts
+from tests.torture import attempts, disks, kills
 from tests.torture.test_files import tried
 from tests.training.test_loop import config_for
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "RESULTS.md"
-BEGIN, END = "<!-- torture -->", "<!-- /torture -->"
 
 #: What is made wrong -> how often.
 NUMBERS = {
     "run directories, in every view": 750, "run directories, `segpo credit`": 250, "YAML settings": 700,
     "verl dumps": 500, "TRL dumps": 400, "data sets": 788,
 }  # fmt: skip
+KILLS = {1: 25, 2: 12}  #: processes -> kills of each kind of training
 
 
 def kinds(place: Path) -> dict[str, Callable]:
@@ -46,25 +46,74 @@ def kinds(place: Path) -> dict[str, Callable]:
     return dict(zip(NUMBERS, every, strict=True))
 
 
+#: A part's table comes a row at a time, so that what was done stands there although the rest was interrupted: the row,
+#: and how much of it was wrong.
+Rows = Iterator[tuple[str, int]]
+
+
+def files(place: Path, seed: int, share: float) -> Rows:
+    yield f"From seed {seed}.\n\n| made wrong, by seed | tried | neither worked nor said in words |\n|---|---|---|", 0
+    for name, attempt in kinds(place).items():
+        number = max(1, round(NUMBERS[name] * share))
+        found = tried(attempt, number, place / "it", seed)
+        for one, why in found.items():
+            print(f"{name}, seed {one}: {why}", flush=True)
+        yield f"| {name} | {number} | {len(found)} |", len(found)
+
+
+def killed(place: Path, seed: int, share: float) -> Rows:
+    yield (
+        (
+            "| killed at random moments, then resumed to the end | processes | kills | starts | reads meanwhile | "
+            "not bit-identical, or a torn file |\n|---|---|---|---|---|---|"
+        ),
+        0,
+    )
+    models = {False: families.llama(place / "llama"), True: families.llava(place / "llava")}
+    for processes, number in KILLS.items():
+        for name, (_, pictures) in kills.KINDS.items():
+            with tempfile.TemporaryDirectory(dir=place) as folder:
+                wanted = max(1, round(number * share))
+                told = kills.killed(name, models[pictures], Path(folder), wanted, processes, seed)
+            if told.wrong:
+                print(f"{name}, {processes} processes: {told.wrong}", flush=True)
+            wrong = int(bool(told.wrong))
+            yield f"| {name} | {processes} | {told.kills} | {told.starts} | {told.reads:,} | {wrong} |", wrong
+
+
+def broken(place: Path, seed: int, share: float) -> Rows:
+    yield "| the disk, under a run that is at work | learnt in the end |\n|---|---|", 0
+    whole = disks.undisturbed(families.llama(place / "model"), place)
+    for name in disks.CASES:
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            outcome = disks.tried(name, whole, Path(folder))
+        if outcome.get("wrong"):
+            print(f"{name}: {outcome['wrong']}", flush=True)
+        result = "not tried: no mounts here" if "cannot" in outcome else "wrong" if outcome["wrong"] else "the same"
+        yield f"| {name} | {result} |", int(result == "wrong")
+
+
+PARTS: dict[str, Callable[[Path, int, float], Rows]] = {"disks": broken, "kills": killed, "files": files}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the first file")
     parser.add_argument("--share", type=float, default=1.0, help="of the usual numbers")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
-    lines, wrong = ["| made wrong, by seed | tried | neither worked nor said in words |", "|---|---|---|"], 0
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        for name, attempt in kinds(place).items():
-            number = max(1, round(NUMBERS[name] * args.share))
-            found = tried(attempt, number, place / "it", args.seed)
-            for seed, why in found.items():
-                print(f"{name}, seed {seed}: {why}", flush=True)
-            lines.append(f"| {name} | {number} | {len(found)} |")
-            print(lines[-1], flush=True)
-            wrong += len(found)
-    figures = "\n".join([BEGIN, f"From seed {args.seed}.", "", *lines, END])
-    text = RESULTS.read_text(encoding="utf-8")
-    RESULTS.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: figures, text, flags=re.DOTALL), encoding="utf-8")
+    wrong = 0
+    for part in args.parts:
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            for row, number in PARTS[part](Path(folder), args.seed, args.share):
+                print(row, flush=True)
+                rows.append(row)
+                wrong += number
+        begin, end = f"<!-- torture: {part} -->", f"<!-- /torture: {part} -->"
+        figures = "\n".join([begin, *rows, end])
+        text = RESULTS.read_text(encoding="utf-8")
+        RESULTS.write_text(re.sub(f"{begin}.*?{end}", lambda _: figures, text, flags=re.DOTALL), encoding="utf-8")
     return min(wrong, 1)
 
 

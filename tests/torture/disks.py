@@ -1,8 +1,8 @@
 """Disks that fill up, run out of inodes, become read-only or lose a directory, under a run that is at work.
 
-The disks are real: a tmpfs of a few megabytes, mounted where no other process sees it (a namespace of its own, for which
-a user's rights do where the system allows it). A training goes on as if nothing had been, or says what is wrong and goes
-on later from where it was; in both cases it has learnt, in the end, what an undisturbed one learns.
+The disks are real: a tmpfs of a few megabytes, mounted where no other process sees it (a namespace of its own; a user's
+rights do where the system allows it). A training goes on as if nothing had been, or says what is wrong and goes on later
+from where it was; in both cases it has learnt, in the end, what an undisturbed one learns.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -25,23 +24,21 @@ from segpo_core.record import store
 from segpo_core.training import checkpoint
 from segpo_core.training.loop import Trainer
 from tests.fakes.toy import ToyTask
+from tests.torture.forks import forked
 from tests.training.test_loop import config_for
 
 STEPS, HARM, MEND = 8, 3, 6  #: steps of a run; after this one the disk is harmed, after that one mended
-_NEWUSER, _NEWNS, _PRIVATE, _RDONLY, _REMOUNT = 0x10000000, 0x20000, 0x44000, 1, 32
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.torture.disks"])
+_NEWUSER, _NEWNS, _PRIVATE, _RDONLY, _REMOUNT, _BIND = 0x10000000, 0x20000, 0x44000, 1, 32, 4096
 
 
-def mount(place: Path, options: str, flags: int = 0) -> None:
-    """A tmpfs at `place`.
+def called(name: str, *arguments: Any) -> None:
+    """A function of the system.
 
     Raises:
         OSError: the system does not allow it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"none", os.fsencode(place), b"tmpfs", flags, options.encode()):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
 def apart() -> None:
@@ -50,14 +47,14 @@ def apart() -> None:
     Raises:
         OSError: the system does not allow it.
     """
-    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
-    if libc.unshare(_NEWNS):
-        if libc.unshare(_NEWUSER | _NEWNS):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    user, group = os.getuid(), os.getgid()
+    try:
+        called("unshare", _NEWNS)
+    except OSError:
+        called("unshare", _NEWUSER | _NEWNS)
         for name, said in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
             Path(f"/proc/self/{name}").write_text(said)
-    if libc.mount(b"none", b"/", None, _PRIVATE, None):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    called("mount", b"none", b"/", None, _PRIVATE, None)
 
 
 def fill(disk: Path) -> None:
@@ -84,11 +81,14 @@ def emptied(disk: Path) -> None:
 
 
 def read_only(disk: Path) -> None:
-    mount(disk, OPTIONS, _REMOUNT | _RDONLY)
+    """For everything that is opened from now on; what is open, such as the trainer's lock, stays as it is."""
+    place = os.fsencode(disk)
+    called("mount", place, place, None, _BIND, None)
+    called("mount", b"none", place, None, _BIND | _REMOUNT | _RDONLY, None)
 
 
 def writable(disk: Path) -> None:
-    mount(disk, OPTIONS, _REMOUNT)
+    called("umount2", os.fsencode(disk), 2)  # 2: although a reader may have something of it open
 
 
 def short_files(disk: Path) -> None:
@@ -109,7 +109,7 @@ def nothing(disk: Path) -> None:
     pass
 
 
-OPTIONS = "size=12m,nr_inodes=600"
+OPTIONS = b"size=12m,nr_inodes=600"
 #: What happens: (harm after step `HARM`, what makes it good again, whether that is in time).
 CASES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], bool]] = {
     "full, freed later": (fill, emptied, True),
@@ -138,18 +138,23 @@ def weights(run: Path) -> bytes:
     return (checkpoint.latest(run / "checkpoints") / "model.safetensors").read_bytes()
 
 
-def case(name: str, model: str, place: str, real: bool) -> None:
+def undisturbed(model: Path, place: Path) -> Path:
+    """A run that nothing happens to."""
+    return trained(model, place / "undisturbed").directory
+
+
+def case(name: str, whole: str, place: str, real: bool) -> None:
     """One case, in a process of its own. What came of it goes into outcome.json: `cannot`, `wrong`, or neither."""
     folder, outcome = Path(place), dict[str, str]()
     try:
         if real:
             apart()
-            mount(folder / "disk", OPTIONS)
+            called("mount", b"none", os.fsencode(folder / "disk"), b"tmpfs", 0, OPTIONS)
     except OSError as error:
         outcome["cannot"] = str(error)
     try:
         if not outcome:
-            outcome["wrong"] = _case(name, Path(model), folder)
+            outcome["wrong"] = _case(name, Path(whole), folder)
     except BaseException:
         outcome["wrong"] = traceback.format_exc()
     long_files(folder)
@@ -157,11 +162,11 @@ def case(name: str, model: str, place: str, real: bool) -> None:
     os._exit(0)
 
 
-def _case(name: str, model: Path, folder: Path) -> str:
+def _case(name: str, whole: Path, folder: Path) -> str:
     """What is wrong; nothing: an empty text."""
     harm, mend, in_time = CASES[name]
+    model = Path(store.read_manifest(whole)["config"]["model_name_or_path"])
     disk, checkpoint.WAITS = folder / "disk", (0.01, 0.01)
-    trained(model, folder / "undisturbed")
     at = {HARM: harm} | ({MEND: mend} if in_time else {})
     said = ""
     try:
@@ -173,7 +178,7 @@ def _case(name: str, model: Path, folder: Path) -> str:
     if not in_time:
         mend(disk)
         trained(model, disk / "run", resume=True)
-    if weights(disk / "run") != weights(folder / "undisturbed"):
+    if weights(disk / "run") != weights(whole):
         return "something else was learnt"
     steps = list(range(HARM + 1 if name in ("metrics/ removed", "the run removed") else 1, STEPS + 1))
     if store.metric_steps(disk / "run") != steps:
@@ -185,11 +190,12 @@ def _case(name: str, model: Path, folder: Path) -> str:
     return ""
 
 
-def tried(name: str, model: Path, place: Path) -> dict[str, str]:
-    """What came of a case. Where the system allows no mounts, those that need none are tried on the disk at hand."""
+def tried(name: str, whole: Path, place: Path) -> dict[str, str]:
+    """What came of a case, held against the run `whole`. Where the system allows no mounts, those that need none are tried
+    on the disk at hand."""
     (place / "disk").mkdir(parents=True)
     for real in (True, False):
-        process = _context.Process(target=case, args=(name, str(model), str(place), real))
+        process = forked.Process(target=case, args=(name, str(whole), str(place), real))
         process.start()
         process.join()
         outcome = json.loads((place / "outcome.json").read_text())

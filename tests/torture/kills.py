@@ -1,14 +1,12 @@
 """A run that is killed at random moments, resumed, and killed again is, bit for bit, the run that nobody touched.
 
-The processes are real, forked from one that has imported everything (multiprocessing's fork server), so that a start
-takes a second and not ten. Half of the kills come after a random time, half as soon as a writer's temporary file can be
+The processes are real. Half of the kills come after a random time, half as soon as a writer's temporary file can be
 seen: the moments that hurt are short. While a run is under way it is read again and again, as the app reads it.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -27,6 +25,7 @@ from safetensors.torch import load_file
 from segpo_core.cli import main
 from segpo_core.record import store
 from segpo_core.training import checkpoint
+from tests.torture.forks import forked
 
 STEPS = 12
 LIMIT = 300.0  #: seconds that a start may take; none comes near, and one that hangs is told
@@ -44,9 +43,6 @@ KINDS = {
     "grpo, LoRA, accumulation": ("--method grpo --use-peft --lora-r 4 --gradient-accumulation-steps 2", False),
 }
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.torture.kills", "segpo_core.training.loop", "segpo_core.training.progress"])
-
 
 @dataclass
 class Told:
@@ -58,7 +54,7 @@ class Told:
     wrong: str = ""
 
 
-def forked(argv: list[str], variables: dict[str, str], said: str) -> None:
+def trains(argv: list[str], variables: dict[str, str], said: str) -> None:
     """What a process does; what it says goes into a file."""
     os.environ.update(variables)
     nowhere = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -82,7 +78,7 @@ def start(argv: list[str], processes: int, said: Path) -> list[BaseProcess]:
             "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
         more = several if processes > 1 else {}
-        started.append(_context.Process(target=forked, args=(argv, more, str(said)), daemon=True))
+        started.append(forked.Process(target=trains, args=(argv, more, str(said)), daemon=True))
         started[-1].start()
     return started
 
@@ -153,6 +149,9 @@ def attempt(argv: list[str], run: Path, processes: int, rng: random.Random, leng
     codes = [process.exitcode for process in started]
     if all(code == 0 for code in codes):
         return True
+    if processes > 1 and "EADDRINUSE" in said.read_text():  # somebody else took the port meanwhile
+        said.unlink()
+        return False
     if -signal.SIGKILL not in codes:
         raise RuntimeError(f"it ended by itself with {codes}: {said.read_text()[-2000:]}")
     return False
@@ -160,7 +159,7 @@ def attempt(argv: list[str], run: Path, processes: int, rng: random.Random, leng
 
 def straight(argv: list[str], run: Path, processes: int) -> float:
     """The run that nobody touches. Returns the seconds that it took."""
-    first = _context.Process(target=int)  # the server imports everything now
+    first = forked.Process(target=int)  # the server imports everything now
     first.start()
     first.join(LIMIT)
     begin, told = time.monotonic(), Told()

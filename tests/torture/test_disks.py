@@ -7,13 +7,14 @@ from tests.torture import disks
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return families.llama(tmp_path_factory.mktemp("llama"))
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return disks.undisturbed(families.llama(folder / "model"), folder)
 
 
 @pytest.mark.parametrize("name", disks.CASES)
-def test_a_disk_that_fails(model, tmp_path, name):
-    outcome = disks.tried(name, model, tmp_path)
+def test_a_disk_that_fails(whole, tmp_path, name):
+    outcome = disks.tried(name, whole, tmp_path)
     if "cannot" in outcome:
         pytest.skip(f"a mount of one's own is not allowed here: {outcome['cannot']}")
     assert not outcome["wrong"]

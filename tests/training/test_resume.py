@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is, bit for bit, the run that was never interrupted. With a real process."""
+"""Ctrl-C, and a checkpoint that cannot be written. With a real process. (Kills: tests/torture/test_kills.py.)"""
 
 import os
 import signal
@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segpo_core.cli import main
 from segpo_core.record import store
 from segpo_core.training import checkpoint
 from tests.fakes import families
@@ -59,44 +58,6 @@ def metrics(run: Path) -> dict:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return families.llava(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture(scope="module")
-def straight(model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("straight") / "run"
-    assert main(command(model, out)[3:]) == 0  # in this process: it makes no difference either
-    return out
-
-
-@pytest.mark.slow
-def test_sigkill_then_resume_is_bit_identical(model, straight, tmp_path):
-    out = tmp_path / "run"
-    for target in (3, 6):  # killed twice, at moments no one chose
-        process = launch(model, out, *(["--resume"] if target > 3 else []))
-        deadline = time.monotonic() + 200
-        while not (out / "metrics" / f"step-{target:06d}.parquet").exists():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, "the run did not get there"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        no_torn_file(out)
-    assert not (out / "metrics" / f"step-{STEPS:06d}.parquet").exists(), "it was killed before its end"
-    finish(launch(model, out, "--resume"))
-    no_torn_file(out)
-    mine, theirs = metrics(out), metrics(straight)
-    assert mine.keys() == theirs.keys() and {step for step, _ in mine} == set(range(STEPS + 1))
-    different = [
-        key for key in mine if mine[key] != theirs[key] and not (mine[key] != mine[key] and theirs[key] != theirs[key])
-    ]
-    assert not different
-    for path in checkpoint.listed(straight / "checkpoints"):
-        for name in ("model.safetensors", "critic.safetensors"):
-            a, b = load_file(path / name), load_file(out / "checkpoints" / path.name / name)
-            assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), (path.name, name)
-    columns = [c for c in store.ROLLOUT_SCHEMA.names]
-    assert store.read_rollouts(out, columns=columns).equals(store.read_rollouts(straight, columns=columns))
 
 
 @pytest.mark.slow
