@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -111,9 +110,9 @@ def main() -> int:
                 rows.append(row)
                 wrong += number
         begin, end = f"<!-- torture: {part} -->", f"<!-- /torture: {part} -->"
-        figures = "\n".join([begin, *rows, end])
-        text = RESULTS.read_text(encoding="utf-8")
-        RESULTS.write_text(re.sub(f"{begin}.*?{end}", lambda _: figures, text, flags=re.DOTALL), encoding="utf-8")
+        before, _, rest = RESULTS.read_text(encoding="utf-8").partition(begin)
+        after = rest.partition(end)[2]
+        RESULTS.write_text("\n".join([f"{before}{begin}", *rows, f"{end}{after}"]), encoding="utf-8")
     return min(wrong, 1)
 
 

@@ -1,8 +1,8 @@
 """Disks that fill up, run out of inodes, become read-only or lose a directory, under a run that is at work.
 
 The disks are real: a tmpfs of a few megabytes, mounted where no other process sees it (a namespace of its own; a user's
-rights do where the system allows it). A training goes on as if nothing had been, or says what is wrong and goes on later
-from where it was; in both cases it has learnt, in the end, what an undisturbed one learns.
+rights do where the system allows it). A training goes on as if nothing had been, or says what is wrong and goes on
+later from where it was; in both cases it has learnt, in the end, what an undisturbed one learns.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def _case(name: str, whole: Path, folder: Path) -> str:
 
 
 def tried(name: str, whole: Path, place: Path) -> dict[str, str]:
-    """What came of a case, held against the run `whole`. Where the system allows no mounts, those that need none are tried
-    on the disk at hand."""
+    """What came of a case, held against the run `whole`. Where the system allows no mounts, those that need
+    none are tried on the disk at hand."""
     (place / "disk").mkdir(parents=True)
     for real in (True, False):
         process = forked.Process(target=case, args=(name, str(whole), str(place), real))

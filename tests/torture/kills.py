@@ -28,7 +28,7 @@ from segpo_core.training import checkpoint
 from tests.torture.forks import forked
 
 STEPS = 12
-LIMIT = 300.0  #: seconds that a start may take; none comes near, and one that hangs is told
+LIMIT = 900.0  #: seconds that a start may take; none comes near, and one that hangs is told
 COMMON = (
     f"--max-steps {STEPS} --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 8 --save-steps 2 "
     "--save-total-limit 99 --learning-rate 1e-3 --eval-steps 4 --eval-size 2 --cpu"

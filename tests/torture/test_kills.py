@@ -1,4 +1,4 @@
-"""A few kills at random moments: what is resumed is, bit for bit, the run that nobody touched. `make torture` kills more."""
+"""A few kills at random moments: what is resumed is, bit for bit, the run nobody touched. `make torture` kills more."""
 
 import pytest
 
