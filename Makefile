@@ -50,8 +50,8 @@ docs: $(STAMP) ## put the documentation together as a site, build/site
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
 	@$(BIN)/python docs/make_site.py && $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
 
-torture: $(STAMP) ## make thousands of files wrong, by seed (SEED=0 SHARE=1); the figures go into benchmarks/RESULTS.md
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(or $(SEED),0) --share $(or $(SHARE),1)
+torture: $(STAMP) ## kill runs, break disks, make files wrong (SEED=0 SHARE=1 PARTS="disks kills files"), into benchmarks/RESULTS.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(or $(SEED),0) --share $(or $(SHARE),1) $(if $(PARTS),--parts $(PARTS))
 
 bench: $(STAMP) ## measure speed against its peers, into benchmarks/RESULTS.md (SMALL=1: a minute, measures nothing)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_speed.py $(if $(SMALL),--small,--write)

@@ -99,6 +99,15 @@ def test_a_killed_owner_holds_nothing_and_its_run_begins_again(model, problems, 
     assert not [k for k in after if "time/" not in k[1] and after[k] != before[k] and after[k] == after[k]]
 
 
+def test_checkpoints_by_the_clock(model, tmp_path):
+    for minutes, steps in ((1e-9, [1, 2, 3]), (1e9, [3])):
+        run = trainer(
+            model, tmp_path / str(minutes), max_steps=3, save_steps=0, save_minutes=minutes, save_total_limit=9
+        )
+        run.run()
+        assert [store.step_of(path) for path in checkpoint.listed(run.directory / "checkpoints")] == steps
+
+
 def test_checkpoints_that_are_lost_do_not_cost_the_record(model, tmp_path):
     trainer(model, tmp_path / "run", max_steps=3, save_steps=1).run()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
