@@ -13,7 +13,7 @@ class WithFiles(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:  # an editable install finds them in the checkout
-            for name in ("configs", "data"):
+            for name in ("configs", "data", "benchmarks/credit"):
                 shutil.copytree(name, Path(self.build_lib, "segpo_core", "files", name), dirs_exist_ok=True)
 
 

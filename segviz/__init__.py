@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from segviz.views.lift import lift
     from segviz.views.report import report
     from segviz.views.ribbon import ribbon
+    from segviz.views.rightness import rightness
     from segviz.views.roles import roles
     from segviz.views.staircase import staircase
     from segviz.views.tree import tree
@@ -72,6 +73,7 @@ _DOOR = {
     "segviz.views.lift": ("lift",),
     "segviz.views.report": ("report",),
     "segviz.views.ribbon": ("ribbon",),
+    "segviz.views.rightness": ("rightness",),
     "segviz.views.roles": ("roles",),
     "segviz.views.staircase": ("staircase",),
     "segviz.views.tree": ("tree",),
@@ -82,7 +84,7 @@ __all__ = [
     "Rollout", "Run", "SchemaError", "View",
     "annotate", "audit", "board", "boundaries", "compare", "counterfactual", "explore", "follow", "forensics",
     "group", "lift", "open",
-    "read_trl", "read_verl", "report", "ribbon", "roles", "staircase", "together", "tree",
+    "read_trl", "read_verl", "report", "ribbon", "rightness", "roles", "staircase", "together", "tree",
 ]  # fmt: skip
 
 

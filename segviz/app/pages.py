@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import segviz as sv
-from segviz.app.shelf import Shelf
+from segviz.app.shelf import Missing, Shelf, inside
 from segviz.parts.heading import where
 from segviz.show.view import View
+from segviz.views.rightness import results_of, rightness
 
 
 def rollout_page(shelf: Shelf, name: str, step: int, group: int, sample: int, heading: bool = False) -> View:
@@ -23,6 +24,22 @@ def rollout_page(shelf: Shelf, name: str, step: int, group: int, sample: int, he
     if run.nodes(step, group):
         parts.append(sv.tree(run, step, group))
     return sv.together(*parts, title=f"{run.name} · {where(rollout)}" if heading else "")
+
+
+def rightness_page(shelf: Shelf, name: str) -> View:
+    """How right each method's credit is: on a run's own policy and problems, where `segpo bench-credit --run` measured
+    it; without a name, on the completions that ship.
+
+    Raises:
+        Missing, ValueError, OSError: there is nothing to show; why.
+    """
+    if not name:
+        return rightness()
+    place = shelf.place(name)
+    found = results_of(place.path)
+    if not inside(found, place.path.parent):
+        raise Missing(f"{found.name} is a link that leads out of {place.root}; it is not followed.")
+    return rightness(found, whence=f"held-out problems of {place.name}, by its own policy")
 
 
 def methods_page(shelf: Shelf, name: str, step: int, group: int, sample: int) -> View:

@@ -132,6 +132,10 @@ def _data(app: FastAPI, desk: Desk) -> None:
 def _pages(app: FastAPI, desk: Desk) -> None:
     makers = {"rollout": pages.rollout_page, "methods": pages.methods_page}
 
+    @app.get("/view/rightness")
+    def rightness(run: str = "", theme: str = "") -> Response:
+        return _framed(lambda: pages.rightness_page(desk.shelf, run), theme)
+
     @app.get("/view/{run}/{kind}/{step}/{group}/{sample}")
     def view(run: str, kind: str, step: str, group: str, sample: str, theme: str = "", download: str = "") -> Response:
         if kind not in makers or not all(re.fullmatch(r"\d{1,9}", n) for n in (step, group, sample)):
@@ -154,7 +158,7 @@ def _framed(make: Callable[[], View], theme: str) -> Response:
     """The page of a view that is made now, or why there is none."""
     try:
         made = make()
-    except (Missing, ValueError) as error:
+    except (Missing, ValueError, OSError) as error:
         return _sorry(str(error), 404)
     headers = {"Cache-Control": "no-store", "Content-Security-Policy": SANDBOX}
     return HTMLResponse(_page(made, theme), 200, headers)

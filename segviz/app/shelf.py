@@ -19,6 +19,7 @@ from segviz.app.metrics import MetricLog
 from segviz.runs.run import Rollout, RolloutTable, Run, Series
 from segviz.show.encode import tidy
 from segviz.show.theme import method_label
+from segviz.views.rightness import results_of
 
 KINDS = ("run.json", "metrics", "rollouts", "nodes", "images", "credit")
 BUSY = 60.0  #: seconds without a new step until a run is called quiet
@@ -154,12 +155,13 @@ class Shelf:
 
     def describe(self, place: Place) -> dict[str, Any]:
         """One run: name, method, label, step, planned, changed (seconds since the epoch), state and its words,
-        credits (other methods whose credit was computed)."""
+        credits (other methods whose credit was computed), judged (`segpo bench-credit` held them against the truth)."""
         manifest = self._manifest(place)
         step, changed = last_step(place.path / "metrics", place.root)
         about = {
             "name": tidy(place.name), "path": tidy(str(place.path)), "method": "", "label": "", "step": step,
             "planned": None, "changed": changed, "credits": credits(place),
+            "judged": results_of(place.path).is_file(),
         }  # fmt: skip
         if isinstance(manifest, str):
             return about | {"state": "unreadable", "words": tidy(manifest)}

@@ -46,6 +46,7 @@ def made(folder):
         "boards": sv.board([run, other]),
         "forensics": sv.forensics(run, 1),
         "counterfactual": sv.View("counterfactual", QUESTION, data, _fallback(data)),
+        "rightness": sv.rightness(),
         "report": sv.report(run),
         "together": sv.together(sv.ribbon(rollout), sv.staircase(rollout), title="Two"),
     }
@@ -53,7 +54,7 @@ def made(folder):
 
 KINDS = (
     "ribbon", "staircase", "compare", "group", "tree", "roles", "boundaries", "board", "boards", "forensics",
-    "counterfactual", "report", "together",
+    "counterfactual", "rightness", "report", "together",
 )  # fmt: skip
 
 

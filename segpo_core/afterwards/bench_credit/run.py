@@ -37,11 +37,13 @@ def main(argv: list[str], root: Path) -> int:
     parser.add_argument("--trust-code", action="store_true", help="load what the run names for its rewards")
     parser.add_argument("--draws", type=int, default=1, help="independent draws of what an arm samples")
     parser.add_argument("--gradient", action="store_true", help="also the cosine in parameter space: a pass an arm")
-    parser.add_argument("--json", type=Path, help="write {arm: figures} to this file, arm by arm")
+    parser.add_argument("--json", type=Path, help="write {arm: figures} to this file, arm by arm; of a run: beside it")
     args = parser.parse_args(argv)
     for name in ("draws", "problems", "size", "number"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}: at least one is needed")
+    if args.run and args.json is None:
+        args.json = beside(args.run)
     names = args.arms or (arms.SMALL if args.small else arms.ALL)
     for arm in names:  # bad names before any work
         arms.check(arm)
@@ -54,7 +56,17 @@ def main(argv: list[str], root: Path) -> int:
         if args.json:
             save(args.json, found)
     show(found)
+    if args.run:
+        console.print(f"kept in {args.json}; the app shows it (Compare, Against the truth), and sv.rightness(path)")
     return 0
+
+
+def beside(run: Path) -> Path:
+    """Where the results about a run, or one of its checkpoints, are kept: beside the run, not in it."""
+    run = run.resolve()
+    while run.parent != run and not (run / "run.json").is_file():
+        run = run.parent
+    return run.with_name(f"{run.name}.bench-credit.json")
 
 
 def stored(args: argparse.Namespace) -> list[truth.Truth]:

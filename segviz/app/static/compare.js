@@ -3,6 +3,7 @@
 const MODES = [
   ["methods", "One rollout, every method", "What would each method have blamed? The same completion, judged by all whose credit is known."],
   ["runs", "Two runs, one prompt", "What two runs make of the same problem: pick a prompt that both have seen, then a completion of each."],
+  ["right", "Against the truth", "Which methods' credit is right? Known for completions whose every state was valued."],
   ["time", "One prompt over training", "How a run's answers to one problem change from step to step."],
 ];
 
@@ -40,6 +41,7 @@ class ComparePanel extends Panel {
     for (const el of this.tabs.children) el.setAttribute("aria-pressed", String(el.dataset.mode === this.mode));
     this.lead.textContent = MODES.find(([mode]) => mode === this.mode)[2];
     this.again = null;
+    if (this.mode === "right") return this.right();
     if (!this.runs.length) { this.stage.replaceChildren(empty("No runs yet", "Start one in the tab “Start a run”; what it records can be compared here.")); return; }
     ({ methods: () => this.methods(), runs: () => this.prompts(2), time: () => this.prompts(1) })[this.mode]();
   }
@@ -77,6 +79,25 @@ class ComparePanel extends Panel {
     if (!wanted) await this.first(run.value, inputs).catch((error) => note.replaceChildren(notice(error.message, "failed")));
     if (inputs.every((el) => el.value !== "")) go();
     else note.replaceChildren(empty("No rollouts in this run yet", "Choose another run, or wait for its first step."));
+  }
+
+  // methods against the truth
+
+  right() {
+    const frame = viewFrame(() => {}, "How right each method's credit is"), shipped = "completions that ship with the toolkit";
+    const names = [shipped, ...this.runs.filter((run) => run.judged).map((run) => run.name)], wanted = address.get().get("run");
+    const [label, pick] = this.select("Measured on", names.includes(wanted) ? wanted : shipped, names, () => go());
+    const go = () => {
+      const run = pick.value === shipped ? {} : { run: pick.value };
+      frame.to(`/view/rightness?${new URLSearchParams({ theme: theme(), ...run })}`);
+    };
+    const other = this.runs.find((run) => !run.judged);
+    const how = other && h("p", { class: "notice" }, "How right it is on a run's own policy and problems is measured with ",
+      h("code", {}, visible(`segpo bench-credit --small --run ${other.path}`)), ", in minutes.");
+    frame.el.classList.add("tall");
+    this.stage.replaceChildren(h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, label), how ?? h("div"), frame.el);
+    this.again = go;
+    go();
   }
 
   /** Fills in a run's newest rollout that went wrong, or its newest one. */
