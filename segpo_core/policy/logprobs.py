@@ -53,21 +53,25 @@ def backbone(model: nn.Module) -> nn.Module:
     return getattr(inner, inner.base_model_prefix)
 
 
-def gather(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def gather(logits: Tensor, tokens: Tensor, temperature: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Log-probability of `tokens` and entropy of the distribution, both float32 [N], at the sampling temperature.
 
     Args:
-        logits: float32 [N, V].
+        logits: float32 [U, V].
         tokens: long [N].
         temperature: > 0.
+        rows: long [N], which of the U distributions each token is of; default its own, U = N.
     """
     scaled = logits / temperature
     total = scaled.logsumexp(dim=-1)
-    logprob = scaled.gather(-1, tokens[:, None])[:, 0] - total
+    own = scaled.gather(-1, tokens[:, None])[:, 0] if rows is None else scaled[rows, tokens]
     with torch.no_grad():  # entropy is a diagnostic and a cutting signal; no gradient goes through it
         probs = (scaled - total[:, None]).exp()
         entropy = total - (probs * scaled).sum(dim=-1)
-    return logprob, entropy.clamp(min=0)
+        entropy = entropy.clamp(min=0)
+    if rows is None:
+        return own - total, entropy
+    return own - total[rows], entropy[rows]
 
 
 def token_logprobs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -1,47 +1,59 @@
 """The sampler in this process. A prompt and its images are computed once; every continuation shares that prefix.
 
-`prefill` computes prompts, `State.pick` branches them (a cache row is copied, never computed again), `decode` continues
-every row to its own end.
+`prefill` computes prompts, `State.pick` branches them, `decode` continues every row to its own end. Rows that are alike
+so far share one node, which is computed once: they part at the first token that they draw differently, and only then is
+a row of the cache copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from segpo_core.policy.inputs import Prompts, decode_inputs, prefill_inputs
 from segpo_core.policy.logprobs import Head, backbone, gather, without_adapter
+from segpo_core.sampling.plain import step_of
+from segpo_core.sampling.roomy import arrange, branch, select_rows, with_room
 from segpo_core.sampling.sampler import Draw, Name, Sampler, noise
 from segpo_core.types import pad_rows
-
-#: Rows that ended are dropped from the batch once they are this share of it: dropping copies the cache.
-COMPACT_SHARE = 0.1
 
 
 @dataclass
 class State:
-    """n prefixes, ready to be continued."""
+    """n prefixes, ready to be continued, of which u differ: the nodes."""
 
-    cache: DynamicCache
-    attention_mask: Tensor  #: long [n, S]
-    position: Tensor  #: long [n], position of the next token
-    logits: Tensor  #: float32 [n, V], of the next token
+    cache: DynamicCache  #: of the u nodes
+    attention_mask: Tensor  #: long [u, S]
+    position: Tensor  #: long [u], position of the next token
+    logits: Tensor  #: float32 [u, V], of the next token
+    node: np.ndarray  #: long [n], the node of each row
 
     def pick(self, rows: Tensor) -> State:
-        """The given rows (long [m]), repeats allowed. Consumes this state: its cache is changed in place."""
-        self.cache.batch_select_indices(rows)
-        return State(self.cache, self.attention_mask[rows], self.position[rows], self.logits[rows])
+        """The given rows (long [m]), repeats allowed. Consumes this state."""
+        return replace(self, node=self.node[rows.cpu().numpy()])
+
+    def apart(self) -> State:
+        """The same, with a node for each row, in order."""
+        own = np.arange(len(self.node))
+        if len(own) != len(self.logits) or (own != self.node).any():
+            rows, self.node = torch.from_numpy(self.node).to(self.logits.device), own
+            select_rows(self.cache, rows)
+            self.attention_mask, self.position = self.attention_mask[rows], self.position[rows]
+            self.logits = self.logits[rows]
+        return self
 
     def forbid(self, rows: Tensor, tokens: Tensor) -> None:
         """The next token of `rows[k]` is not `tokens[k]`, both long [K]."""
-        self.logits[rows, tokens] = torch.finfo(torch.float32).min / 4
+        self.apart().logits[rows, tokens] = torch.finfo(torch.float32).min / 4
 
 
 @dataclass
@@ -76,25 +88,31 @@ class Prefixes:
             torch.where(real, self.attention_mask[rows[:, None], slot], 0),
             self.position[rows] + lengths,
             torch.where(lengths[:, None] > 0, after, self.logits[rows]),
+            np.arange(len(rows)),
         )
 
 
-def choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+def choose(logits: Tensor, uniform: Tensor, temperature: float, node: Tensor | None = None) -> Tensor:
     """One token a row by inverting the distribution function: long [n].
 
     Args:
-        logits: float32 [n, V].
+        logits: float32 [u, V].
         uniform: float64 [n], in [0, 1).
         temperature: 0 takes the most likely token.
+        node: long [n], which of the u distributions each row draws from; default its own.
     """
+    if node is None:
+        node = torch.arange(len(logits), device=logits.device)
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1)[node]
     # In double precision: float32 sums over a large vocabulary would give rare tokens a wrong share. A token of
     # probability 0 never raises the sum, so it is never the first to pass the threshold.
     cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
+    cumulative = cumulative[node]
     token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     # The product may round up to the whole sum; the answer is then the last token that has any probability.
-    return token.clamp(max=(cumulative < cumulative[:, -1:]).sum(dim=-1))
+    return token.minimum(last[node])
 
 
 class InProcess(Sampler):
@@ -123,7 +141,7 @@ class InProcess(Sampler):
         self.eos = torch.tensor(eos, device=model.device)
         self.temperature, self.max_completion_length = temperature, max_completion_length
         self.device, self.config, self.own_scores = model.device, model.config, True
-        #: Tokens that went through the model so far: prompts with their padding, and all that was decoded.
+        #: Tokens that went through the model so far: prompts with their padding, and all that was decoded, row by row.
         self.tokens_computed = 0
 
     @torch.no_grad()
@@ -142,7 +160,7 @@ class InProcess(Sampler):
         cache = DynamicCache(config=config)
         self.tokens_computed += batch["input_ids"].numel()
         hidden = backbone(self.model)(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        return State(cache, batch["attention_mask"], position, self.head(hidden))
+        return State(cache, batch["attention_mask"], position, self.head(hidden), np.arange(len(hidden)))
 
     @torch.no_grad()
     def decode(
@@ -165,40 +183,39 @@ class InProcess(Sampler):
         n, limit = uniform.shape
         device = state.logits.device
         uniform = uniform.to(device)
-        limits = torch.full((n,), limit, device=device) if limits is None else limits.to(device)
+        until = np.full(n, limit) if limits is None else limits.cpu().numpy()
         temperature = self.temperature if temperature is None else temperature
         ids = torch.zeros((n, limit), dtype=torch.long, device=device)
         logprobs, entropy = (torch.zeros((n, limit), device=device) for _ in range(2))
-        lengths = torch.zeros(n, dtype=torch.long, device=device)
-        finished = torch.zeros(n, dtype=torch.bool, device=device)
-        rows = torch.arange(n, device=device)  # which output row each row of the state belongs to
-        live = torch.ones(n, dtype=torch.bool, device=device)
-        computed = 0
-        network = backbone(self.model)
+        lengths, finished = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
+        rows = np.arange(n)  # which output row each row of the state belongs to
+        state, eos, computed = replace(state, cache=with_room(state.cache)), self.eos.cpu().numpy(), 0
+        step = step_of(self.model, state.cache)
         for t in range(limit):
-            token = choose(state.logits, uniform[rows, t], temperature)
-            logprob, spread = gather(state.logits, token, temperature or 1.0)
-            at = rows[live]
-            ids[at, t], logprobs[at, t], entropy[at, t] = token[live], logprob[live], spread[live]
-            lengths[at] = t + 1
-            ended = torch.isin(token, self.eos)
-            finished[rows[live & ended]] = True
-            live = live & ~ended & ((t + 1 < limits[rows]) | keep)
-            alive, last = int(live.sum()), t + 1 == limit
-            if alive == 0 or (last and not keep):
+            at, node = (torch.from_numpy(x).to(device) for x in (rows, state.node))
+            token = choose(state.logits, uniform[at, t], temperature, node)
+            logprobs[at, t], entropy[at, t] = gather(state.logits, token, temperature or 1.0, node)
+            ids[at, t] = token
+            lengths[rows] = t + 1
+            drawn = token.cpu().numpy()
+            ended = np.isin(drawn, eos)
+            finished[rows[ended]] = True
+            live = ~ended & ((t + 1 < until[rows]) | keep)
+            if not live.any() or (t + 1 == limit and not keep):
                 break
-            if alive <= (1 - COMPACT_SHARE) * len(rows) or (last and alive < len(rows)):
-                kept = live.nonzero()[:, 0]
-                state, rows, token, live = state.pick(kept), rows[kept], token[kept], live[kept]
-            mask = torch.cat([state.attention_mask, state.attention_mask.new_ones(len(rows), 1)], dim=1)
-            inputs = decode_inputs(token[:, None], mask, state.position)
-            hidden = network(**inputs, past_key_values=state.cache, use_cache=True).last_hidden_state[:, -1]
+            rows = rows[live]
+            source, drawn, nodes = branch(state.node[live], drawn[live], state.logits.shape[1])
+            arrange(state.cache, source, device)
+            origin, token = (torch.from_numpy(x).to(device) for x in (source, drawn))
+            mask, position = pad(state.attention_mask[origin], (0, 1), value=1), state.position[origin]
+            logits = self.head(step(token, mask, position, state.cache))
+            state = State(state.cache, mask, position + 1, logits, nodes)
             computed += len(rows)
-            state = State(state.cache, mask, state.position + 1, self.head(hidden))
-        width = int(lengths.max())
         self.tokens_computed += computed
-        kept = state if keep and alive else None
-        return Draw(ids[:, :width], lengths, finished, logprobs[:, :width], entropy[:, :width], computed, kept)
+        width, kept = int(lengths.max()), state if keep and live.any() else None
+        ids, logprobs, entropy = (x[:, :width] for x in (ids, logprobs, entropy))
+        long, over = (torch.from_numpy(x).to(device) for x in (lengths, finished))
+        return Draw(ids, long, over, logprobs, entropy, computed, kept)
 
     @torch.no_grad()
     def prefixes(self, prompts: Prompts, ids: Tensor, mask: Tensor, group: Tensor) -> Prefixes:
@@ -215,7 +232,7 @@ class InProcess(Sampler):
                 "cannot go on from the middle of a completion: choose a method that samples no continuations"
             )
         some, row = group.unique(return_inverse=True)
-        state = self.prefill(prompts, some.tolist(), keep_all=True).pick(row)
+        state = self.prefill(prompts, some.tolist(), keep_all=True).pick(row).apart()
         attended = torch.cat([state.attention_mask, mask.to(state.attention_mask)], dim=1)
         inputs = decode_inputs(ids, attended, state.position)
         hidden = backbone(self.model)(**inputs, past_key_values=state.cache, use_cache=True).last_hidden_state

@@ -53,7 +53,7 @@ class Draw:
     finished: Tensor  #: bool [n], ended with an EOS
     logprobs: Tensor  #: float32 [n, T], as the engine that drew them says
     entropy: Tensor  #: float32 [n, T]; NaN where the engine does not say
-    tokens_computed: int  #: tokens that went through the model, those of rows that had already ended included
+    tokens_computed: int  #: tokens decoded; what rows happen to have in common counts for each of them
     state: Prefix | None = None  #: asked for by `keep`: the rows that did not finish, in order; None where all did
 
 

@@ -3,12 +3,18 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
+from transformers import DynamicCache
 
 from segpo_core.policy import load
 from segpo_core.policy.critic import ActorCritic
-from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.inputs import Prompts, extend, position_ids, prefill_inputs
+from segpo_core.policy.logprobs import backbone
+from segpo_core.sampling import generate
 from segpo_core.sampling.generate import InProcess, choose
+from segpo_core.sampling.plain import is_plain, plain_step, whole_step
+from segpo_core.sampling.roomy import RoomyLayer, arrange, branch, with_room
 from segpo_core.sampling.sampler import noise, token_pieces
 from tests.fakes import families
 
@@ -88,18 +94,120 @@ def test_completions_end_at_any_eos_and_never_hold_a_placeholder(loaded):
 
 def test_every_prompt_and_its_images_are_computed_once(loaded, monkeypatch):
     family, model, processor = loaded
-    from segpo_core.policy.logprobs import backbone
-
     widths = []
     network = backbone(model)
-    forward = network.forward
-    monkeypatch.setattr(network, "forward", lambda **kw: (widths.append(kw["input_ids"].shape), forward(**kw))[1])
+    forward, step_of = network.forward, generate.step_of
+
+    def prefilled(**inputs):
+        if inputs["input_ids"].shape[1] > 1:
+            widths.append(inputs["input_ids"].shape)
+        return forward(**inputs)
+
+    def counting(model, cache):
+        step = step_of(model, cache)
+        return lambda tokens, *rest: (widths.append((len(tokens), 1)), step(tokens, *rest))[1]
+
+    monkeypatch.setattr(network, "forward", prefilled)
+    monkeypatch.setattr(generate, "step_of", counting)
     prompts = Prompts.build(problems(family), processor, model.config)
-    sampler_of(model, processor, max_completion_length=5).groups(prompts, 4, (0, 0))
+    rollouts = sampler_of(model, processor, max_completion_length=5).groups(prompts, 4, (0, 0))
     assert widths[0][0] == len(prompts)
     assert all(shape[1] == 1 for shape in widths[1:])
-    rows = [shape[0] for shape in widths[1:]]
-    assert rows == sorted(rows, reverse=True), "a row that ended takes no more part"
+    rows = list(zip(rollouts.group.tolist(), rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), strict=True))
+    for t, (number, _) in enumerate(widths[1:], start=1):
+        different = {(group, *ids[:t]) for group, ids, length in rows if length > t}
+        assert number == len(different), "what rows share is computed once, and a row that ended takes no more part"
+
+
+@torch.no_grad()
+def one_by_one(sampler: InProcess, prompts: Prompts, number: int, stream: tuple[int, ...]) -> list[list[int]]:
+    """Completions as they are defined: each alone, its whole sequence through the model for every token."""
+    found = []
+    for p in range(len(prompts)):
+        for g in range(number):
+            ids: list[int] = []
+            for uniform in noise(sampler.max_completion_length, *stream, p, g):
+                row = torch.tensor([ids], dtype=torch.long)
+                inputs = extend(prompts.batch([p]), row, torch.ones_like(row, dtype=torch.bool))
+                inputs["position_ids"] = position_ids(sampler.model, inputs)
+                hidden = backbone(sampler.model)(**inputs, use_cache=False).last_hidden_state[:, -1]
+                token = choose(sampler.head(hidden), torch.tensor([uniform]), sampler.temperature)
+                ids.append(int(token))
+                if ids[-1] in sampler.eos.tolist():
+                    break
+            found.append(ids)
+    return found
+
+
+def test_tokens_are_those_of_the_slow_way(loaded):
+    family, model, processor = loaded
+    sampler = sampler_of(model, processor, max_completion_length=12, temperature=0.5)
+    prompts = Prompts.build(problems(family), processor, model.config)
+    rollouts = sampler.groups(prompts, 4, (3, 4))
+    found = [ids[:n] for ids, n in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist(), strict=True)]
+    assert found == one_by_one(sampler, prompts, 4, (3, 4))
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
+@torch.no_grad()
+def test_the_plain_step_is_the_models_own_to_the_bit(kind):
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
+    text = dict(size, vocab_size=100, num_key_value_heads=2, max_position_embeddings=64)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**text)).eval()
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+    ids, mask = torch.randint(100, (5, 9)), torch.ones(5, 9, dtype=torch.long)
+    mask[1:3, :4] = 0
+    ends = []
+    for step in (plain_step, lambda _, *inputs: whole_step(model.model, *inputs)):
+        inputs, position = prefill_inputs(model, {"input_ids": ids, "attention_mask": mask})
+        cache, seen, hidden = DynamicCache(config=model.config), mask, []
+        model.model(**inputs, past_key_values=cache, use_cache=True)
+        with_room(cache)
+        assert is_plain(model.model) and all(type(layer) is RoomyLayer for layer in cache.layers)
+        for t in range(4):
+            seen = torch.cat([seen, seen.new_ones(5, 1)], dim=1)
+            hidden.append(step(model.model, ids[:, t], seen, position + t, cache))
+        ends.append(torch.stack(hidden))
+    assert ends[0].abs().max() > 0.1 and ends[0].equal(ends[1])
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    assert not is_plain(model.model), "who listens is not passed by"
+
+
+def test_rows_part_where_their_tokens_differ():
+    node, token = np.array([0, 0, 0, 2, 2, 1]), np.array([5, 3, 5, 1, 1, 0])
+    source, tokens, new = branch(node, token, 10)
+    assert source[new].tolist() == node.tolist() and tokens[new].tolist() == token.tolist()
+    assert len(source) == 4 and new[0] == new[2] and new[3] == new[4]
+    assert source[:3].tolist() == [0, 1, 2], "a node stays where it was"
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        size, rows = rng.integers(1, 8), rng.integers(1, 20)
+        node, token = rng.integers(0, size, rows), rng.integers(0, 4, rows)
+        source, tokens, new = branch(node, token, 4)
+        assert source[new].tolist() == node.tolist() and tokens[new].tolist() == token.tolist()
+        assert set(new.tolist()) == set(range(len(source))) == set(range(len(set(zip(node, token, strict=True)))))
+        moved = np.flatnonzero(source != np.arange(len(source)))
+        assert not set(moved.tolist()) & set(source.tolist()), "what is copied from is not written over"
+
+
+def test_a_cache_with_room_holds_what_it_was_given():
+    rng, first = torch.Generator().manual_seed(0), [torch.randn(3, 2, 5, 4) for _ in range(2)]
+    cache = DynamicCache()
+    cache.update(*first, 0)
+    with_room(cache)
+    rows = [[x.clone() for x in pair] for pair in zip(*first, strict=True)]  # what each row should hold
+    for t in range(40):
+        new = [torch.randn(len(rows), 2, 1, 4, generator=rng) for _ in range(2)]
+        cache.update(*new, 0)
+        rows = [[torch.cat([a, b[i]], dim=1) for a, b in zip(r, new, strict=True)] for i, r in enumerate(rows)]
+        node = torch.randint(len(rows), (4 + t % 5,), generator=rng).numpy()
+        source, _, _ = branch(node, np.arange(len(node)) % 2, 2)
+        arrange(cache, source, torch.device("cpu"))
+        rows = [rows[i] for i in source]
+        for held, part in ((cache.layers[0].keys, 0), (cache.layers[0].values, 1)):
+            assert held.equal(torch.stack([row[part] for row in rows]))
 
 
 def test_choose_follows_the_distribution_and_never_takes_probability_zero():
