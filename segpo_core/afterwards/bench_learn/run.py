@@ -50,7 +50,7 @@ class Measured(Trainer):
         if "eval/answer" not in metrics:
             return
         here = {"step": step, "tokens": self.computed, "seconds": round(self.spent, 3)}
-        here |= {name: round(metrics[metric], 4) for name, metric in HELD_OUT.items()}
+        here |= {name: round(metrics[metric], 4) if metric in metrics else None for name, metric in HELD_OUT.items()}
         for name, metric in MEANS.items():
             values = [m[metric] for m in self.since if metric in m]
             here[name] = round(sum(values) / len(values), 4) if values else None
@@ -86,7 +86,7 @@ def main(argv: list[str], root: Path) -> int:
     )
     parser.add_argument("arms", nargs="*", help="only these (default: the whole plan): " + ", ".join(arms.ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(arms.SEEDS), help="of the arms named")
-    parser.add_argument("--learning-rate", type=float, default=arms.RATE, help="of the arms named")
+    parser.add_argument("--learning-rate", type=float, help="of the arms named; default: that of the settings they change")
     parser.add_argument("--steps", type=int, help="of the arms named; default: each arm's own")
     parser.add_argument("--eval-steps", type=int, help="steps between evaluations; default: each arm's own")
     parser.add_argument("--eval-size", type=int, default=arms.EVAL_SIZE, help="held-out problems")
@@ -122,4 +122,5 @@ def chosen(args: argparse.Namespace) -> Iterator[arms.Job]:
         for name in args.arms:
             arm = arms.ARMS[name]
             steps, between = args.steps or arm.steps, args.eval_steps or arm.eval_steps
-            yield arms.Job(name, seed, args.learning_rate, steps, between, args.eval_size)
+            rate = args.learning_rate or (arms.TEXT_RATE if name in arms.TEXT else arms.RATE)
+            yield arms.Job(name, seed, rate, steps, between, args.eval_size)
