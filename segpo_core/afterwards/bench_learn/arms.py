@@ -85,7 +85,7 @@ TEXT: dict[str, Arm] = {
 }
 # fmt: on
 #: Arms of `segpo bench-credit` that stand for methods of which it measures another setting only.
-RIGHTNESS = {"ppo": "ppo updates=300", "spo_tree": "spo_tree branch=(4,4)"}
+RIGHTNESS = {"spo_tree": "spo_tree branch=(4,4)"}
 ARMS = METHODS | ABLATIONS | FURTHER | TEXT
 
 

@@ -87,6 +87,31 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
 
+def p_value(i: Interval) -> float:
+    """How often, two-sided, a mean of as many seeds would lie as far from 0 if the truth were 0: Student's t."""
+    if i.number < 2:
+        return 1.0
+    df = i.number - 1
+    half = (i.high - i.low) / 2 / T[min(df, len(T)) - 1]
+    if half == 0:
+        return float(i.mean == 0)
+    angle = np.linspace(0, np.pi / 2, 20001)  # t = √df tan(angle) has the density cos^(df − 1)
+    density = np.cos(angle) ** (df - 1)
+    beyond = angle >= np.arctan(abs(i.mean) / half / df**0.5)
+    return float(density[beyond].sum() / density.sum())
+
+
+def holm(p: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several findings stand when all are counted (Holm): the k-th smallest p of m is held to level/(m − k + 1),
+    up to the first that fails."""
+    stands, order = [False] * len(p), sorted(range(len(p)), key=p.__getitem__)
+    for k, i in enumerate(order):
+        if p[i] > level / (len(p) - k):
+            break
+        stands[i] = True
+    return stands
+
+
 class Runs:
     """The runs of all arms that the tables are made of.
 
@@ -96,15 +121,18 @@ class Runs:
     """
 
     def __init__(self, lines: list[Line], rate: float):
+        self.rate = rate
         self.of: dict[str, dict[int, Line]] = {}
         for line in lines:
-            arm, seed = line["arm"], line["seed"]
-            if line["learning_rate"] != rate:
-                arm = f"{arm} at {line['learning_rate']:g}"
+            arm, seed = self.called(line["arm"], line["learning_rate"]), line["seed"]
             if seed not in self.of.setdefault(arm, {}) or line["step"][-1] > self.of[arm][seed]["step"][-1]:
                 self.of[arm][seed] = dict(line)
         for runs in self.of.values():
             typical_seconds(list(runs.values()))
+
+    def called(self, arm: str, rate: float) -> str:
+        """The name here of an arm that trains with `rate`."""
+        return arm if rate == self.rate else f"{arm} at {rate:g}"
 
     def budget(self, arms: Sequence[str], axis: str) -> float:
         """As far as every run of these arms gets."""
@@ -114,11 +142,38 @@ class Runs:
         """Seed -> area."""
         return {seed: area(run, name, axis, budget) for seed, run in sorted(self.of.get(arm, {}).items())}
 
+    def tuned(self, arm: str, rates: Sequence[float], name: str, axis: str, budget: float, tokens: float) -> Tuned:
+        """Each seed's area at the learning rate that the *other* seeds choose.
+
+        A seed's own run has no say in its rate, so a choice by luck brings nothing. Chosen is by the mean area under
+        the answer's curve up to `tokens`. Only seeds that were run at all rates count; fewer than two choose nothing.
+        """
+        runs = {rate: self.of.get(self.called(arm, rate), {}) for rate in rates}
+        seeds = sorted(set.intersection(*(set(of) for of in runs.values())))
+        if len(seeds) < 2:
+            return Tuned({}, {})
+        learnt = {rate: [area(of[seed], "answer", "tokens", tokens) for seed in seeds] for rate, of in runs.items()}
+        chosen = {}
+        for i, seed in enumerate(seeds):
+            chosen[seed] = max(rates, key=lambda rate: sum(learnt[rate]) - learnt[rate][i])  # noqa: B023  used at once
+        return Tuned(chosen, {seed: area(runs[rate][seed], name, axis, budget) for seed, rate in chosen.items()})
+
     def difference(self, better: str, worse: str, name: str, axis: str, most: float) -> tuple[Interval, float]:
         """Area of one arm less that of another, seed by seed (the same problems), and the budget it is over."""
         budget = min(self.budget((better, worse), axis), most)
-        one, other = (self.areas(arm, name, axis, budget) for arm in (better, worse))
-        return interval([one[seed] - other[seed] for seed in one if seed in other]), budget
+        return paired(*(self.areas(arm, name, axis, budget) for arm in (better, worse))), budget
+
+
+class Tuned(NamedTuple):
+    """Seed -> the learning rate chosen for it, and its area."""
+
+    rates: dict[int, float]
+    areas: dict[int, float]
+
+
+def paired(one: dict[int, float], other: dict[int, float]) -> Interval:
+    """Of the differences, over the seeds that both have."""
+    return interval([one[seed] - other[seed] for seed in one if seed in other])
 
 
 def typical_seconds(runs: list[Line]) -> None:

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from segpo_core.afterwards.bench_learn.claims import LEAST_SEEDS, Finding
-from segpo_core.afterwards.bench_learn.curves import Runs
+from segpo_core.afterwards.bench_learn.curves import Interval, Runs
 
 WIDTH, HEIGHT, COLUMNS = 230, 170, 4  #: of a panel, and panels in a row
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 24, 30  #: room around a panel's axes
@@ -56,7 +56,7 @@ def panels(
             parts.append(f'<line x1="{x0}" x2="{x0 + w}" y1="{y:.1f}" y2="{y:.1f}" stroke="{LINE}"/>')
             parts.append(_text(x0 - 4, y + 4, f"{tick:.1f}", SOFT, "end"))
         for tick in (0, budget / 2, budget):
-            label = f"{tick / 1000:.0f}k" if axis == "tokens" else f"{tick:.0f}"
+            label = f"{tick / 1000:g}k" if axis == "tokens" else f"{tick:g}"
             parts.append(_text(x0 + tick / budget * w, y0 + h + 14, label, SOFT, "end" if tick == budget else "middle"))
         ys = high[name]
         band = xy(ys.max(0)) + xy(ys.min(0))[::-1]
@@ -72,9 +72,9 @@ def panels(
 
 def differences(found: Sequence[Finding]) -> str:
     """One line a claim: the difference of areas with its interval; right of 0 is what was claimed."""
-    found = [f for f in found if f.tokens.number >= LEAST_SEEDS]
+    found = [f for f in found if f.judged.number >= LEAST_SEEDS]
     label, width, step = 370, 330, 20
-    reach = max([0.05, *(abs(v) for f in found for v in f.tokens[:3])])
+    reach = max([0.05, *(abs(v) for f in found for v in f.judged[:3])])
     reach = min(float(np.ceil(reach * 20) / 20), 0.3)
     foot = len(found) * step + 24
     parts = []
@@ -91,40 +91,61 @@ def differences(found: Sequence[Finding]) -> str:
         colour = {"confirmed": BLUE, "contradicted": ORANGE}.get(f.verdict, SOFT)
         parts.append(_text(label - 10, y + 4, f.claim.says, INK, "end"))
         parts.append(
-            f'<line x1="{x(f.tokens.low):.1f}" x2="{x(f.tokens.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
+            f'<line x1="{x(f.judged.low):.1f}" x2="{x(f.judged.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
             'stroke-width="2"/>'
         )
         full = colour if f.verdict in ("confirmed", "contradicted") else "#fbfaf8"
-        parts.append(f'<circle cx="{x(f.tokens.mean):.1f}" cy="{y}" r="4" fill="{full}" stroke="{colour}"/>')
+        parts.append(f'<circle cx="{x(f.judged.mean):.1f}" cy="{y}" r="4" fill="{full}" stroke="{colour}"/>')
     text = "difference of mean accuracy over the run at equal tokens, 95 % interval over seeds; filled: without 0"
     parts.append(_text(label + width / 2, foot + 20, text, SOFT, "middle"))
     return _svg(label + width + 130, foot + 28, parts, text)
 
 
-def scatter(points: dict[str, tuple[float, float]], x_name: str, y_name: str) -> str:
-    """Named points: `points` holds title -> (x, y)."""
-    w, h, left, top = 460, 300, 56, 16
-    xs, ys = (np.asarray([p[k] for p in points.values()], float) for k in (0, 1))
+def scatter(points: dict[str, tuple[float, Interval]], x_name: str, y_name: str) -> str:
+    """Named points: title -> (x, y); y with its interval where it has one. Names stand in a column beside the field, in
+    the order of their points, each with a line to its own: where points are close, names beside them would be on top
+    of each other."""
+    w, h, left, top, names = 400, 300, 46, 26, 200
+    xs = np.asarray([x for x, _ in points.values()], float)
+    spans = {name: (i.low, i.high) if np.isfinite(i.low) else (i.mean, i.mean) for name, (_, i) in points.items()}
+    low, high = min(a for a, _ in spans.values()), max(b for _, b in spans.values())
 
-    def scaled(v: float, values: np.ndarray) -> float:
-        margin = max(float(np.ptp(values)) * 0.1, 0.01)
-        return float((v - values.min() + margin) / (np.ptp(values) + 2 * margin))
+    def at_x(v: float) -> float:
+        margin = max(float(np.ptp(xs)) * 0.08, 0.01)
+        return left + (v - float(xs.min()) + margin) / (float(np.ptp(xs)) + 2 * margin) * w
+
+    def at_y(v: float) -> float:
+        margin = max((high - low) * 0.05, 0.005)
+        return top + h - (v - low + margin) / (high - low + 2 * margin) * h
 
     parts = [f'<rect x="{left}" y="{top}" width="{w}" height="{h}" fill="none" stroke="{LINE}"/>']
-    for values, across in ((xs, True), (ys, False)):
-        for tick in (values.min(), values.max()):
-            at = scaled(tick, values)
-            spot = (left + at * w, top + h + 16, "middle") if across else (left - 6, top + h - at * h + 4, "end")
-            parts.append(_text(spot[0], spot[1], f"{tick:.2f}", SOFT, spot[2]))
-    taken: list[tuple[float, float]] = []
-    for name, (a, b) in sorted(points.items(), key=lambda item: -item[1][1]):
-        x, y = left + scaled(a, xs) * w, top + h - scaled(b, ys) * h
-        right, at = x > left + w * 0.75, y + 4
-        while any(abs(x - u) < 120 and abs(at - v) < 12 for u, v in taken):  # names do not lie on each other
-            at += 1
-        taken.append((x, at))
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{BLUE}"/>')
-        parts.append(_text(x + (-8 if right else 8), at, name, INK, "end" if right else "start"))
+    for tick in (xs.min(), xs.max()):
+        parts.append(_text(at_x(tick), top + h + 16, f"{tick:.2f}", SOFT, "middle"))
+    for tick in np.arange(np.ceil(low * 10) / 10, high, 0.1):
+        parts.append(_text(left - 6, at_y(tick) + 4, f"{tick:.1f}", SOFT, "end"))
+        parts.append(f'<line x1="{left}" x2="{left + w}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}" stroke="{LINE}"/>')
+    ordered = sorted(points.items(), key=lambda item: -item[1][1].mean)
+    places = _apart([at_y(i.mean) for _, (_, i) in ordered], 14, top + 6, top + h - 6)
+    for (name, (x, i)), place in zip(ordered, places, strict=True):
+        a, b = at_x(x), at_y(i.mean)
+        ends = [at_y(v) for v in spans[name]]
+        parts.append(
+            f'<line x1="{a:.1f}" x2="{a:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}" stroke="{BLUE}" '
+            'stroke-opacity="0.35" stroke-width="2"/>'
+        )
+        parts.append(_path([(a + 5, b), (left + w, place), (left + w + 8, place)], f'fill="none" stroke="{LINE}"'))
+        parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{BLUE}"/>')
+        parts.append(_text(left + w + 12, place + 4, f"{name} ({x:.2f})"))
     parts.append(_text(left + w / 2, top + h + 34, x_name, SOFT, "middle"))
-    parts.append(_text(left, top - 4, y_name, SOFT))
-    return _svg(left + w + 20, top + h + 44, parts, f"{y_name} against {x_name}")
+    parts.append(_text(left, top - 10, y_name, SOFT))
+    return _svg(left + w + names, top + h + 44, parts, f"{y_name} against {x_name}")
+
+
+def _apart(wanted: Sequence[float], least: float, first: float, last: float) -> list[float]:
+    """Ascending places at least `least` apart, near the wanted ones (ascending too) and between `first` and `last`."""
+    places: list[float] = []
+    for at in wanted:
+        places.append(max(at, places[-1] + least if places else first))
+    for k in range(len(places) - 1, -1, -1):
+        places[k] = min(places[k], last if k == len(places) - 1 else places[k + 1] - least)
+    return places
