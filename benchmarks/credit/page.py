@@ -3,7 +3,8 @@
     python benchmarks/credit/page.py
 
 Figures are in benchmarks/credit/: methods.json (all completions), sampled.json (arms that sample every token, on fewer
-problems, and the parameter-space gradient), draws.json (repeated draws); check.json lies beside the truth.
+problems, and the parameter-space gradient), draws.json (repeated draws), variance.json (where the reward is decided);
+check.json lies beside the truth.
 """
 
 from __future__ import annotations
@@ -116,6 +117,16 @@ def agreement(check: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def decided(found: dict[str, Any]) -> str:
+    """Settings of the task down, shares of the reward's variance across."""
+    shares = ("seeing", "reckoning", "answer", "elsewhere")
+    lines = ["| task | right | " + " | ".join(shares) + " | decided | tokens |", "|---" * (4 + len(shares)) + "|"]
+    for name, n in found["settings"].items():
+        cells = [f"{n['right']:.2f}", *(f"{n[share]:.1%}" for share in shares), cell(n["decided"], 3)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {n['tokens']:.0f} |")
+    return "\n".join(lines)
+
+
 def page() -> tuple[str, str]:
     """(CREDIT.md, its picture), from what was recorded."""
 
@@ -143,6 +154,7 @@ def page() -> tuple[str, str]:
     drawn = {"pearson": "all tokens", "pearson_sd": "its deviation", "draw_sd": "of a token's credit"}
     again = {a: n for a, n in draws.items() if n.get("draw_sd") is not None}
     parts = {
+        "variance": decided(json.loads((HERE / "variance.json").read_text())),
         "bounds": table(chosen(methods, ("oracle", "shuffled", "uniform")), right),
         "methods": table(
             {a: n for a, n in methods.items()

@@ -102,8 +102,8 @@ def p_value(i: Interval) -> float:
 
 
 def holm(p: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of several findings stand when all are counted (Holm): the k-th smallest p of m is held to level/(m − k + 1),
-    up to the first that fails."""
+    """Which of several findings stand when all are counted (Holm): the k-th smallest p of m is held to
+    level / (m − k + 1), up to the first that fails."""
     stands, order = [False] * len(p), sorted(range(len(p)), key=p.__getitem__)
     for k, i in enumerate(order):
         if p[i] > level / (len(p) - k):

@@ -86,7 +86,9 @@ def main(argv: list[str], root: Path) -> int:
     )
     parser.add_argument("arms", nargs="*", help="only these (default: the whole plan): " + ", ".join(arms.ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(arms.SEEDS), help="of the arms named")
-    parser.add_argument("--learning-rate", type=float, help="of the arms named; default: that of the settings they change")
+    parser.add_argument(
+        "--learning-rate", type=float, help="of the arms named; default: that of the settings they change"
+    )
     parser.add_argument("--steps", type=int, help="of the arms named; default: each arm's own")
     parser.add_argument("--eval-steps", type=int, help="steps between evaluations; default: each arm's own")
     parser.add_argument("--eval-size", type=int, default=arms.EVAL_SIZE, help="held-out problems")

@@ -158,4 +158,9 @@ def tried(found: Sequence[Finding]) -> str:
 
 def _difference(f: Finding, columns: dict[str, str]) -> list[str]:
     intervals = (say(getattr(f, name), 3, True) for name in columns.values())
-    return [f.claim.says, *intervals, str(f.judged.number), f"{f.token_budget / 1000:.{0 if f.token_budget > 9999 else 1}f}k"]
+    return [
+        f.claim.says,
+        *intervals,
+        str(f.judged.number),
+        f"{f.token_budget / 1000:.{0 if f.token_budget > 9999 else 1}f}k",
+    ]
