@@ -32,7 +32,7 @@ SETTINGS = {
     "the default, after 50 steps of GRPO": (LATER / "step-000050", {}),
     "the default, after 200 steps of GRPO": (LATER / "step-000200", {}),
 }
-PROBLEMS, SIZE, NUMBER, LEAST_OPEN = 24, 8, 64, 0.005
+PROBLEMS, SIZE, NUMBER, LEAST_OPEN = 24, 8, 32, 0.01
 
 
 def shares(model: Path, settings: dict[str, object]) -> dict[str, float]:

@@ -82,10 +82,10 @@ def differences(found: Sequence[Finding]) -> str:
     def x(value: float) -> float:
         return label + width / 2 + float(np.clip(value / reach, -1, 1)) * width / 2
 
-    for tick in (-reach, 0, reach):
+    for tick in (-reach, -reach / 2, 0, reach / 2, reach):
         colour = INK if tick == 0 else LINE
         parts.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="8" y2="{foot - 10}" stroke="{colour}"/>')
-        parts.append(_text(x(tick), foot + 4, f"{tick:+.2f}", SOFT, "middle"))
+        parts.append(_text(x(tick), foot + 4, f"{tick:+.3g}" if tick else "0", SOFT, "middle"))
     for i, f in enumerate(found):
         y = 18 + i * step
         colour = {"confirmed": BLUE, "contradicted": ORANGE}.get(f.verdict, SOFT)
@@ -96,7 +96,9 @@ def differences(found: Sequence[Finding]) -> str:
         )
         full = colour if f.verdict in ("confirmed", "contradicted") else "#fbfaf8"
         parts.append(f'<circle cx="{x(f.judged.mean):.1f}" cy="{y}" r="4" fill="{full}" stroke="{colour}"/>')
-    text = "difference of mean accuracy over the run at equal tokens, 95 % interval over seeds; filled: without 0"
+    text = (
+        "difference of mean accuracy over the run, equal tokens, tuned where it was; 95 % interval; filled: without 0"
+    )
     parts.append(_text(label + width / 2, foot + 20, text, SOFT, "middle"))
     return _svg(label + width + 130, foot + 28, parts, text)
 
@@ -119,8 +121,8 @@ def scatter(points: dict[str, tuple[float, Interval]], x_name: str, y_name: str)
         return top + h - (v - low + margin) / (high - low + 2 * margin) * h
 
     parts = [f'<rect x="{left}" y="{top}" width="{w}" height="{h}" fill="none" stroke="{LINE}"/>']
-    for tick in (xs.min(), xs.max()):
-        parts.append(_text(at_x(tick), top + h + 16, f"{tick:.2f}", SOFT, "middle"))
+    for tick in np.arange(np.ceil(xs.min() * 5) / 5, xs.max() + 0.01, 0.2):
+        parts.append(_text(at_x(tick), top + h + 16, f"{tick:.1f}", SOFT, "middle"))
     for tick in np.arange(np.ceil(low * 10) / 10, high, 0.1):
         parts.append(_text(left - 6, at_y(tick) + 4, f"{tick:.1f}", SOFT, "end"))
         parts.append(f'<line x1="{left}" x2="{left + w}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}" stroke="{LINE}"/>')
@@ -133,7 +135,7 @@ def scatter(points: dict[str, tuple[float, Interval]], x_name: str, y_name: str)
             f'<line x1="{a:.1f}" x2="{a:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}" stroke="{BLUE}" '
             'stroke-opacity="0.35" stroke-width="2"/>'
         )
-        parts.append(_path([(a + 5, b), (left + w, place), (left + w + 8, place)], f'fill="none" stroke="{LINE}"'))
+        parts.append(_path([(a + 5, b), (left + w, place), (left + w + 8, place)], 'fill="none" stroke="#cfcac1"'))
         parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{BLUE}"/>')
         parts.append(_text(left + w + 12, place + 4, f"{name} ({x:.2f})"))
     parts.append(_text(left + w / 2, top + h + 34, x_name, SOFT, "middle"))
