@@ -185,37 +185,41 @@ class InProcess(Sampler):
         uniform = uniform.to(device)
         until = np.full(n, limit) if limits is None else limits.cpu().numpy()
         temperature = self.temperature if temperature is None else temperature
-        ids = torch.zeros((n, limit), dtype=torch.long, device=device)
-        logprobs, entropy = (torch.zeros((n, limit), device=device) for _ in range(2))
         lengths, finished = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
         rows = np.arange(n)  # which output row each row of the state belongs to
-        state, eos, computed = replace(state, cache=with_room(state.cache)), self.eos.cpu().numpy(), 0
+        ends = np.isin(np.arange(state.logits.shape[1]), self.eos.cpu().numpy())
+        state, found, computed, live = replace(state, cache=with_room(state.cache)), [], 0, rows >= 0
         step = step_of(self.model, state.cache)
         for t in range(limit):
             at, node = (torch.from_numpy(x).to(device) for x in (rows, state.node))
             token = choose(state.logits, uniform[at, t], temperature, node)
-            logprobs[at, t], entropy[at, t] = gather(state.logits, token, temperature or 1.0, node)
-            ids[at, t] = token
+            found.append((at, token, *gather(state.logits, token, temperature or 1.0, node)))
             lengths[rows] = t + 1
             drawn = token.cpu().numpy()
-            ended = np.isin(drawn, eos)
+            ended = ends[drawn]
             finished[rows[ended]] = True
             live = ~ended & ((t + 1 < until[rows]) | keep)
             if not live.any() or (t + 1 == limit and not keep):
                 break
             rows = rows[live]
             source, drawn, nodes = branch(state.node[live], drawn[live], state.logits.shape[1])
-            arrange(state.cache, source, device)
-            origin, token = (torch.from_numpy(x).to(device) for x in (source, drawn))
-            mask, position = pad(state.attention_mask[origin], (0, 1), value=1), state.position[origin]
-            logits = self.head(step(token, mask, position, state.cache))
+            mask, position = state.attention_mask, state.position
+            if len(source) != len(position) or (source != np.arange(len(source))).any():
+                arrange(state.cache, source, device)
+                origin = torch.from_numpy(source).to(device)
+                mask, position = mask[origin], position[origin]
+            mask = pad(mask, (0, 1), value=1)
+            logits = self.head(step(torch.from_numpy(drawn).to(device), mask, position, state.cache))
             state = State(state.cache, mask, position + 1, logits, nodes)
             computed += len(rows)
         self.tokens_computed += computed
-        width, kept = int(lengths.max()), state if keep and live.any() else None
-        ids, logprobs, entropy = (x[:, :width] for x in (ids, logprobs, entropy))
+        # Every step's rows to their places, all at once: [n, T] of token, log-probability, entropy.
+        row, *values = (torch.cat(column) for column in zip(*found, strict=True))
+        number = torch.arange(len(found), device=device)
+        column = number.repeat_interleave(torch.tensor([len(part[0]) for part in found], device=device))
+        ids, logprobs, entropy = (x.new_zeros(n, len(found)).index_put((row, column), x) for x in values)
         long, over = (torch.from_numpy(x).to(device) for x in (lengths, finished))
-        return Draw(ids, long, over, logprobs, entropy, computed, kept)
+        return Draw(ids, long, over, logprobs, entropy, computed, state if keep and live.any() else None)
 
     @torch.no_grad()
     def prefixes(self, prompts: Prompts, ids: Tensor, mask: Tensor, group: Tensor) -> Prefixes:

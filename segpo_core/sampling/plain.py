@@ -1,8 +1,8 @@
 """One decoding step of a plain decoder (Llama, Qwen2, Qwen3), without the layers of Python around its modules.
 
 A small model's step on a CPU is mostly Python: masks made anew, arguments checked and handed on, outputs wrapped. Here
-stands what is left, with the model's own weights, in the order of its own operations: on a CPU in float32 the results
-are the same to the bit. Everything else goes through the model itself.
+stands what is left, with the model's own weights, in the order of its own operations, so that results are the same (to
+the bit, where we looked). Everything else goes through the model itself.
 """
 
 from __future__ import annotations
