@@ -1,4 +1,4 @@
-"""Whether a run is still being written: its last step, and how long ago."""
+"""Whether a run is still being written: its last step, how long ago, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from itertools import pairwise
 from statistics import median
 
 from segviz.runs.run import Run
+
+WINDOW = 50  #: steps whose pace is taken for that of the rest
+BREAK = 30  #: steps' time (and a minute) without a file: the run was stopped in between, not slow
 
 
 def pulse(run: Run) -> tuple[int | None, float, float]:
@@ -17,3 +20,16 @@ def pulse(run: Run) -> tuple[int | None, float, float]:
     gaps = [b - a for (_, a), (_, b) in pairwise(written[-21:])]
     latest = max([begun, *(at for _, at in written[-1:])])
     return written[-1][0] if written else None, max(0.0, time.time() - latest), median(gaps) if gaps else 0.0
+
+
+def seconds_left(run: Run, planned: int) -> float | None:
+    """Seconds that the steps up to `planned` will take, evaluations and all, at the pace of the last `WINDOW` steps;
+    None before there are two."""
+    written = sorted((int(name[5:11]), mtime / 1e9) for name, (mtime, _) in run.files("metrics").items())[-WINDOW - 1 :]
+    paces = [((b - a) / (after - before), after - before) for (before, a), (after, b) in pairwise(written)]
+    if not paces:
+        return None
+    usual = median(pace for pace, _ in paces)
+    steady = [(pace, steps) for pace, steps in paces if pace <= max(60.0, BREAK * usual)]
+    pace = sum(pace * steps for pace, steps in steady) / sum(steps for _, steps in steady)
+    return max(0.0, pace * (planned - written[-1][0]))

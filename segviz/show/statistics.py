@@ -55,6 +55,17 @@ class Spike(NamedTuple):
     z: float  #: distance to it in robust standard deviations, signed
 
 
+class MeanDifference(NamedTuple):
+    """Two means, and 95 % intervals of the second and of their difference."""
+
+    first: float
+    second: float
+    low: float
+    high: float
+    change_low: float
+    change_high: float
+
+
 def wilson(successes: np.ndarray | float, trials: np.ndarray | float, z: float = Z95) -> tuple[np.ndarray, np.ndarray]:
     """Score interval of a share (Wilson 1927): (low, high), within [0, 1] for any count; NaN without trials.
 
@@ -69,6 +80,65 @@ def wilson(successes: np.ndarray | float, trials: np.ndarray | float, z: float =
     return np.where(k == 0, 0 * share, np.maximum(middle - half, 0)), np.where(
         k == n, share, np.minimum(middle + half, 1)
     )
+
+
+def difference(k1: float, n1: float, k2: float, n2: float) -> tuple[float, float]:
+    """95 % interval of k2/n2 − k1/n1, two independent shares (Newcombe 1998, method 10: from both Wilson intervals)."""
+    p1, p2 = k1 / n1, k2 / n2
+    (low1, high1), (low2, high2) = wilson(k1, n1), wilson(k2, n2)
+    return (
+        float(p2 - p1 - math.hypot(p2 - low2, high1 - p1)),
+        float(p2 - p1 + math.hypot(high2 - p2, p1 - low1)),
+    )
+
+
+def mean_difference(first: Sequence[float], second: Sequence[float]) -> MeanDifference:
+    """Means of two samples of at least two values each, with intervals of Student's t; Welch's for the difference."""
+    (m1, v1, d1), (m2, v2, d2) = (
+        (float(np.mean(x)), float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in (first, second)
+    )
+    spread = v1 + v2
+    freedom = spread**2 / (v1**2 / d1 + v2**2 / d2) if spread else d1 + d2
+    own, both = _t95(d2) * math.sqrt(v2), _t95(freedom) * math.sqrt(spread)
+    return MeanDifference(m1, m2, m2 - own, m2 + own, m2 - m1 - both, m2 - m1 + both)
+
+
+def _t95(freedom: float) -> float:
+    """Quantile 0.975 of Student's t, by its expansion around the normal one (Abramowitz and Stegun, 26.7.5)."""
+    z, v = Z95, freedom
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / v ** (i + 1) for i, term in enumerate(terms))
+
+
+def auc(estimate: np.ndarray, good: np.ndarray, owner: np.ndarray) -> tuple[float, float, float]:
+    """Area under the ROC curve, ties counted half, with a 95 % interval; NaN where all are good, or none.
+
+    The interval has Hanley and McNeil's (1982) variance in Wilson's form. Estimates of one owner share its outcome, so
+    it counts owners.
+
+    Args:
+        estimate: float [n].
+        good: bool [n].
+        owner: int [n].
+    """
+    pairs = np.unique(np.stack([owner, good.astype(int)]), axis=1)[1] if len(owner) else np.zeros(0, int)
+    good_owners, bad_owners = int(pairs.sum()), int((1 - pairs).sum())
+    if not (good_owners and bad_owners):
+        return math.nan, math.nan, math.nan
+    values, inverse, count = np.unique(estimate, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[inverse]
+    n_good, n_bad = int(good.sum()), int((~good).sum())
+    area = float((rank[good].sum() - n_good * (n_good + 1) / 2) / (n_good * n_bad))
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (good_owners - 1) * (q1 - area**2) + (bad_owners - 1) * (q2 - area**2)
+    spread /= good_owners * bad_owners
+    independent = area * (1 - area) / spread if spread > 1e-12 else min(good_owners, bad_owners)
+    low, high = wilson(area * independent, independent)
+    return area, float(low), float(high)
 
 
 def equal_count_bins(x: np.ndarray, bins: int) -> np.ndarray:

@@ -9,6 +9,7 @@ async function drawReport(data, bus) {
   const list = (items) => h("dl", { class: "facts" }, items.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, visible(value)))));
   const root = h("div", { class: "page" },
     h("header", { class: "top" }, h("p", { class: "eyebrow" }, "SegPO run"), h("h1", {}, visible(data.name), " ", h("span", {}, visible(data.method))),
+      h("p", { class: "verdict" }, visible(data.sentence)),
       data.headline.length ? h("div", { class: "tiles" }, data.headline.map(tile)) : null, list(facts),
       rest.length ? h("details", {}, h("summary", {}, "Versions and machine"), list(rest)) : null,
       data.problems.map((line) => h("p", { class: "notice" }, visible(line)))),
@@ -17,27 +18,6 @@ async function drawReport(data, bus) {
   if (data.ribbons.length) await drawGallery(gallery, data, bus);
   else gallery.append(h("p", { class: "notice" }, "No rollouts are recorded yet."));
   return root;
-}
-
-function tile({ label, note, start, end, steps, problems, interval }) {
-  const share = (x) => `${(100 * x).toFixed(1)}`, change = end - start;
-  return h("div", { class: "tile" }, h("p", { class: "what" }, label), h("p", { class: "figure" }, h("span", {}, share(start)), " → ", h("b", {}, share(end)), h("small", {}, " %")),
-    h("p", { class: "quiet" }, `${change >= 0 ? "▲ +" : "▼ −"}${Math.abs(100 * change).toFixed(1)} points, ${note}, steps ${steps[0]} to ${steps[1]}`),
-    interval ? h("p", { class: "quiet" }, `${problems.toLocaleString("en")} problems, 95 %: ${share(interval[0])} to ${share(interval[1])}`) : null);
-}
-
-/** Does the credit find the first true error, and what would chance give: a sentence and a table. */
-function finding({ said, whence, by_token, lines }) {
-  const share = (x) => (x === null ? "–" : `${(100 * x).toFixed(0)} %`);
-  const row = (line) => h("tr", {}, h("th", { scope: "row" }, visible(line.label)),
-    h("td", {}, h("b", {}, share(line.share))),
-    h("td", {}, line.share === null ? "–" : `${share(line.low)} to ${share(line.high)}`),
-    h("td", {}, share(line.chance)), h("td", {}, `${line.named.toLocaleString("en")} of ${line.wrong.toLocaleString("en")}`));
-  const heads = ["First true error", "found", "95 % interval", "by chance", "completions with a place named"];
-  return h("section", { class: "finding" }, h("h2", {}, "Does this credit find the error?"), h("p", { class: "verdict" }, said),
-    h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, lines.map(row))),
-    h("p", { class: "quiet" }, `Wrong completions with a known first error, ${visible(whence)}. Found: the most blamed ${by_token ? "token" : "segment"} holds it; `
-      + "of equally blamed ones each counts in part. By chance: the same credit dealt out blindly to its places."));
 }
 
 /** Fills `place`; `place.show(i)` shows the ribbon number i. */

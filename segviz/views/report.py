@@ -11,13 +11,13 @@ from typing import Any
 from segpo_core.record.blame import BLAMED, tour
 from segviz.parts.credit import blamed, error_of, reason_of, signed, token_credit
 from segviz.parts.heading import pictures
-from segviz.parts.scoreboard import scoreboard, sentence
+from segviz.parts.scoreboard import scored
+from segviz.parts.story import story
 from segviz.parts.tokens import LONG
 from segviz.runs.columns import rollout_columns
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import RolloutTable, Run
 from segviz.show.encode import escape, tidy
-from segviz.show.statistics import wilson
 from segviz.show.theme import level, symmetric_limit
 from segviz.show.view import View
 from segviz.views.board import board_data, telling
@@ -89,14 +89,15 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     for stop in guided:
         stop["ribbon"] = embed(stop.pop("key"))
     title = f"{run.name} · {run.method_label}"
-    found, known = scored(run), facts(run)
+    found, known, told = scored(run), facts(run), story(run)
     data = {
         "kind": "report",
         "title": tidy(title),
         "name": run.name,
         "method": run.method_label,
         "facts": known,
-        "headline": headline(run),
+        "headline": told["headline"],
+        "sentence": told["sentence"],
         "found": found,
         "board": board,
         "tour": guided,
@@ -106,18 +107,8 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         "problems": run.problems,
     }
     lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in known)
-    answer = f"<p>{escape(str(found['said']))}</p>" if found else ""
+    answer = "".join(f"<p>{escape(line)}</p>" for line in (told["sentence"], found["said"] if found else "") if line)
     return View("report", title, data, f"<h3>{escape(title)}</h3>{answer}<ul>{lines}</ul>")
-
-
-def scored(run: Run) -> dict[str, Any] | None:
-    """Whether the run's credit finds the first true error, with the answer in words as `said`; None where the run has
-    no wrong completion whose error is known, or its rollouts cannot be read (`Run.problems` says so)."""
-    try:
-        found = scoreboard(run)
-    except (ValueError, OSError):
-        return None
-    return found and found | {"said": sentence(found)}
 
 
 def guide(run: Run) -> list[dict[str, Any]]:
@@ -187,26 +178,6 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("machine", manifest.get("machine")),
     ]
     return [(name, tidy(str(value))) for name, value in found if value not in (None, "")]
-
-
-def headline(run: Run) -> list[dict[str, Any]]:
-    """Start and end of the accuracies: [{label, note, start, end, steps, problems, interval}]. The interval is Wilson's
-    (95 %) of the end, where the run says how many held-out problems it is a share of; else both are None."""
-    metrics, found, size = run.metrics, [], run.config.get("eval_size")
-    for label in ("answer", "perception", "grounded"):
-        for name, note in ((f"eval/{label}", "held-out, greedy"), (f"train/{label}", "training completions")):
-            series = metrics.get(name)
-            points = [p for p in zip(*series, strict=True) if math.isfinite(p[1])] if series else []
-            if points:
-                (first, start), (last, end) = points[0], points[-1]
-                problems = size if name.startswith("eval/") and isinstance(size, int) and size > 0 else None
-                interval = [float(x) for x in wilson(end * problems, problems)] if problems and 0 <= end <= 1 else None
-                found.append(
-                    {"label": label, "note": note, "start": start, "end": end, "steps": [first, last],
-                     "problems": problems, "interval": interval}
-                )  # fmt: skip
-                break
-    return found
 
 
 def pick(run: Run) -> list[tuple[tuple[int, str], Key | None]]:
