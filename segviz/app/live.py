@@ -1,4 +1,4 @@
-"""The tab Live: curves of the runs that are chosen, and their newest rollouts as they come."""
+"""The tab Live: what becomes of the runs that are chosen, their newest rollouts as they come, and their curves."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import pyarrow as pa
 from segpo_core.record.files import read_table, step_of
 from segpo_core.record.store import ROLLOUT_SCHEMA, SchemaError
 from segviz.app.files import Watch
+from segviz.app.found import Found, side_by_side
 from segviz.app.index import Index
 from segviz.app.kept import Kept
 from segviz.app.shelf import Missing, Shelf, ShelfRun
+from segviz.parts.credit import blamed, error_of
+from segviz.parts.heading import said_of
+from segviz.parts.story import progress, story
+from segviz.runs.columns import question
+from segviz.runs.rollout import Rollout
 from segviz.show.encode import plain_json, tidy
 from segviz.show.theme import level, method_label, symmetric_limit
 from segviz.views.board import board_data
 from segviz.views.report import THUMBNAIL
 
 CARDS = 8  #: newest rollouts of one run
-TEXT = 220  #: characters of a card's text
+TEXT = 220  #: characters of a card's question
+AROUND = 36, 24  #: characters shown before and after the word where a completion goes wrong
 
 #: Charts of metrics that belong together: title, hint, share of 1, [(label, metric)].
 GATHERED = (
@@ -45,7 +52,7 @@ ALONE = {"KL of the step's update": "step_kl", "Groups without signal": "groups_
 
 _NAMES = (
     "step group sample method reward finished answer_right perception_right error_kind segment_start segment_end "
-    "segment_advantage text"
+    "segment_advantage segment_ids text prompt images answer truth error_start error_end pieces advantages loss_mask"
 ).split()
 _NEWEST = pa.schema([ROLLOUT_SCHEMA.field(name) for name in _NAMES])
 
@@ -55,6 +62,7 @@ class Live:
 
     def __init__(self, shelf: Shelf, index: Index):
         self.shelf, self.index = shelf, index
+        self.found = Found()
         self._pages, self._cards, self._shelves = Kept(16), Kept(32), Kept(1)
 
     def runs(self) -> str:
@@ -65,10 +73,12 @@ class Live:
         )
 
     def page(self, names: Sequence[str]) -> str:
-        """JSON of the board and the newest rollouts of some runs.
+        """JSON of some runs.
 
-        board: as `board_data`, null without a run. newest: `cards` of each run. gone: runs that cannot be read, and
-        why. problems: what is wrong with the others. unread: files still to come.
+        stories: what is told of each first, as `parts.story`. found: whether the credit finds the error, as
+        `Found.board`, of several runs side by side. newest: `cards` of each run. board: the curves, as `board_data`,
+        null without a run. gone: runs that cannot be read, and why. problems: what is wrong with the others. unread:
+        files still to come.
         """
         runs, gone = [], []
         for name in names:
@@ -77,7 +87,9 @@ class Live:
             except (Missing, SchemaError, OSError) as error:
                 gone.append({"name": tidy(name), "words": tidy(str(error))})
         known = [self.index.refresh(run.place) for run in runs]
+        boards = [self.found.board(run, indexed.watch) for run, indexed in zip(runs, known, strict=True)]
         unread = sum(run.log.unread for run in runs)
+        counting = sum(left for _, left in boards)
         stamp = tuple(
             (str(run.path), str(run.manifest.get("started")), run.log.version, indexed.version)
             for run, indexed in zip(runs, known, strict=True)
@@ -96,11 +108,38 @@ class Live:
                 for text in dict.fromkeys([*run.log.problems.values(), *indexed.problems.values(), *run.problems])
             ]
             board = gathered(board_data(runs, "")) if runs else None
+            if board:
+                board["status"] = []  # the story says how far each is
+            found = boards[0][0] if len(boards) == 1 else side_by_side(
+                [(run.name, one) for run, (one, _) in zip(runs, boards, strict=True)]
+            )  # fmt: skip
             return plain_json(
-                {"board": board, "newest": newest, "gone": gone, "problems": problems[:8], "unread": unread}
-            )
+                {"stories": [begun(run) if run.log.unread else story(run) for run in runs], "found": found,
+                 "newest": newest, "board": board, "gone": gone, "problems": problems[:8], "unread": unread,
+                 "counting": counting}
+            )  # fmt: skip
 
-        return self._pages.get((stamp, words, unread), make)
+        return self._pages.get((stamp, words, unread, counting), make)
+
+    def methods(self, names: Sequence[str]) -> str:
+        """JSON for comparing: {found, runs}. found: the boards of the runs side by side, null of one run, or where there
+        is none. runs: of each {name, found, methods, counting}, as `Found` gives them.
+
+        Raises:
+            Missing: a run that is not there.
+        """
+        told = []
+        for name in dict.fromkeys(names):
+            try:
+                run = self.shelf.open(name)
+            except (SchemaError, OSError) as error:
+                raise Missing(str(error)) from error
+            watch = self.index.refresh(run.place).watch
+            found, left = self.found.board(run, watch)
+            methods = self.found.methods(run, watch)
+            told.append({"name": tidy(run.name), "found": found, "methods": methods, "counting": left})
+        beside = side_by_side([(one["name"], one["found"]) for one in told]) if len(told) > 1 else None
+        return plain_json({"found": beside, "runs": told})
 
     def _newest(self, run: ShelfRun, watch: Watch) -> list[dict[str, Any]]:
         """The newest step's most telling completion of each prompt: the one with the largest credit."""
@@ -127,17 +166,62 @@ class Live:
         return self._cards.get((str(run.path), tuple(files)), make)
 
 
+def begun(run: ShelfRun) -> dict[str, Any]:
+    """The story of a run whose numbers are still being read, the newest first: nothing is told of half of them."""
+    words = f"Reading what is recorded: {run.log.unread:,} steps to go."
+    return {
+        "name": tidy(run.name),
+        "method": run.method_label,
+        "headline": [],
+        "sentence": words,
+        "progress": progress(run),
+    }
+
+
 def card(row: dict[str, Any]) -> dict[str, Any]:
-    """A rollout at a glance."""
-    text = row.get("text") or ""
+    """A rollout at a glance: its question and picture, what it said and what is right, the word where it went wrong."""
+    rollout = Rollout(row)
     shown = ("step", "group", "sample", "reward", "finished", "answer_right", "perception_right", "error_kind")
+    said, asked = said_of(rollout), question(row.get("prompt")).strip()
     return {
         **{name: row.get(name) for name in shown},
         "tokens": (row.get("segment_end") or [None])[-1],
         "method": method_label(row.get("method")),
-        "text": text[:TEXT] + ("…" if len(text) > TEXT else ""),
+        "picture": next(iter(row.get("images") or []), None),
+        "question": _short(asked, TEXT),
+        "text": _short(row.get("text") or "", TEXT),
+        "said": None if said is None else _short(said.strip(), 40),
+        "reference": None if row.get("answer") is None else _short(str(row["answer"]), 40),
+        "wrong": wrong(rollout),
         "strip": strip(row.get("segment_start"), row.get("segment_end"), row.get("segment_advantage")),
     }
+
+
+def wrong(rollout: Rollout) -> dict[str, Any] | None:
+    """Where a completion goes wrong: {before, word, after, kind, why, blamed}; where no true error is known, where it
+    was blamed most, without a kind; None where no place is named either.
+
+    `blamed`: "there" where the strongest blame lies on the error, else the words where it lies; None where credit names
+    no place.
+    """
+    error, place, pieces = error_of(rollout), blamed(rollout), rollout.pieces
+    if error is None and place.start is None:
+        return None
+    start, end = (error["start"], error["end"]) if error else (place.start, place.end)
+    quoted = None if place.start is None else tidy("".join(pieces[place.start : place.end])).strip()[:30]
+    return {
+        "before": tidy("".join(pieces[max(0, start - 40) : start]))[-AROUND[0] :],
+        "word": tidy("".join(pieces[start:end]))[:60],
+        "after": tidy("".join(pieces[end : end + 24]))[: AROUND[1]],
+        "kind": error["kind"] if error else None,
+        "why": error["why"][:120] if error else "",
+        "blamed": "there" if place.hit else quoted,
+    }
+
+
+def _short(text: str, size: int) -> str:
+    text = tidy(text)
+    return text if len(text) <= size else f"{text[:size]}…"
 
 
 def strip(starts: list[int] | None, ends: list[int] | None, credit: list[float | None] | None) -> list[int]:

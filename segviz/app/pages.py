@@ -6,6 +6,7 @@ import segviz as sv
 from segviz.app.shelf import Missing, Shelf, inside
 from segviz.parts.heading import where
 from segviz.show.view import View
+from segviz.views.report import report_view
 from segviz.views.rightness import results_of, rightness
 
 
@@ -40,6 +41,14 @@ def rightness_page(shelf: Shelf, name: str) -> View:
     if not inside(found, place.path.parent):
         raise Missing(f"{found.name} is a link that leads out of {place.root}; it is not followed.")
     return rightness(found, whence=f"held-out problems of {place.name}, by its own policy")
+
+
+def report_page(shelf: Shelf, name: str) -> View:
+    """The report of a run as it is now. Raises Missing, SchemaError: the run cannot be read."""
+    run = shelf.open(name)
+    for step in run.steps:
+        run.check_step(step)
+    return report_view(run)
 
 
 def methods_page(shelf: Shelf, name: str, step: int, group: int, sample: int) -> View:

@@ -26,12 +26,13 @@ from segviz.app.rollouts import Question, ask
 from segviz.app.shelf import Missing, Shelf
 from segviz.app.start import Starter
 from segviz.app.studio import Studio
+from segviz.app.thumbs import small_png
 from segviz.show.encode import escape, plain_json
 from segviz.show.theme import css, script
 from segviz.show.view import View
 
 #: What our own scripts use of the renderer.
-EXPORTS = "export { render, h, s, num, signed, visible, known, strip };"
+EXPORTS = "export { render, h, s, num, signed, visible, known, strip, tile, finding };"
 SCRIPTS = ("core.js", "live.js", "frame.js", "table.js", "compare.js", "scene.js", "playground.js")
 RUNS = 12  #: runs that one question may name
 #: A page of a rollout may not even touch this server's other pages, should a text get out of its place.
@@ -106,6 +107,20 @@ def _data(app: FastAPI, desk: Desk) -> None:
     def live(request: Request) -> Response:
         return _same(request, desk.live.page(names(request)))
 
+    @app.get("/segpo/api/found")
+    def found(request: Request) -> Response:
+        return _told(lambda: _same(request, desk.live.methods(names(request))))
+
+    @app.get("/segpo/picture/{run}/{sha}")
+    def picture(run: str, sha: str) -> Response:
+        """A picture of a run, small: only its pixels travel, whatever else the file holds."""
+        try:
+            made = small_png(shelf.open(run).image(sha))
+        except (Missing, SchemaError, OSError):
+            made = None
+        kept = {"Cache-Control": "private, max-age=86400, immutable"}  # named by what it shows
+        return Response(made, media_type="image/png", headers=kept) if made else _nothing()
+
     @app.get("/segpo/api/trainer")
     def trainer(request: Request) -> Response:
         return _same(request, plain_json(desk.starter.status()))
@@ -135,6 +150,10 @@ def _pages(app: FastAPI, desk: Desk) -> None:
     @app.get("/view/rightness")
     def rightness(run: str = "", theme: str = "") -> Response:
         return _framed(lambda: pages.rightness_page(desk.shelf, run), theme)
+
+    @app.get("/view/{run}/report")
+    def report(run: str, theme: str = "") -> Response:
+        return _framed(lambda: pages.report_page(desk.shelf, run), theme)
 
     @app.get("/view/{run}/{kind}/{step}/{group}/{sample}")
     def view(run: str, kind: str, step: str, group: str, sample: str, theme: str = "", download: str = "") -> Response:

@@ -13,7 +13,7 @@ function tile({ label, note, share, start, end, steps, problems, interval, chang
     interval ? h("p", { class: "quiet" }, `${problems ? `${problems.toLocaleString("en")} problems, ` : ""}${only ? "" : "now "}95 %: ${say(interval[0])} to ${say(interval[1])}`) : null);
 }
 
-const percent = (x) => (x === null ? "–" : `${(100 * x).toFixed(0)} %`);
+const roundShare = (x) => (x === null ? "–" : `${(100 * x).toFixed(0)} %`);
 
 /** A share with its interval and what chance would give, on a scale from 0 to 1. */
 function shareBar({ share, low, high, chance: blind }) {
@@ -26,19 +26,27 @@ function shareBar({ share, low, high, chance: blind }) {
   return svg;
 }
 
-/** Does the credit find the first true error, and what would chance give: a sentence and a table. */
-function finding({ said, whence, by_token, lines, methods, trust }) {
-  const number = (n) => n.toLocaleString("en");
-  const row = (label, line) => h("tr", {}, h("th", { scope: "row" }, visible(label)), h("td", {}, shareBar(line)),
-    h("td", {}, h("b", {}, percent(line.share))), h("td", {}, line.share === null ? "–" : `${percent(line.low)} to ${percent(line.high)}`),
-    h("td", {}, percent(line.chance)), h("td", {}, `${number(line.named)} of ${number(line.wrong)}`));
-  const table = (first, rows) => h("table", {}, h("thead", {}, h("tr", {}, [first, h("span", { class: "unseen" }, "picture"), "found", "95 % interval", "by chance", "completions with a place named"]
+/**
+ * Does the credit find the first true error, and what would chance give: a sentence, and tables of kinds of errors and of
+ * methods (or runs) beside it.
+ */
+function finding({ said, whence, by_token, lines, methods, trust, beside }) {
+  const number = (n) => n.toLocaleString("en"), range = (line) => `${roundShare(line.low)} to ${roundShare(line.high)}`;
+  const row = (label, line, more = []) => h("tr", {}, h("th", { scope: "row" }, visible(label)), h("td", {}, shareBar(line)),
+    h("td", {}, h("b", {}, roundShare(line.share))), h("td", {}, line.share === null ? "–" : range(line)), h("td", {}, roundShare(line.chance)),
+    more, h("td", {}, `${number(line.named)} of ${number(line.wrong)}`));
+  const table = (first, more, rows) => h("table", {}, h("thead", {}, h("tr", {}, [first, h("span", { class: "unseen" }, "picture"), "found", "95 % interval", "by chance", ...more, "with a place named"]
     .map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows));
-  return h("section", { class: "finding" }, h("h2", {}, "Does this credit find the error?"), h("p", { class: "verdict" }, said),
+  const kinds = [...new Set(methods.flatMap((method) => method.lines.slice(1).map((line) => line.label)))];
+  const kind = (method, label) => {
+    const line = method.lines.find((one) => one.label === label);
+    return h("td", {}, line && line.share !== null ? [h("b", {}, roundShare(line.share)), ` (${range(line)})`] : "–");
+  };
+  return h("section", { class: "finding" }, h("h2", {}, "Does this credit find the error?"), said ? h("p", { class: "verdict" }, said) : null,
     trust.length ? h("ul", { class: "trust" }, trust.map((line) => h("li", {}, line))) : null,
-    lines.length ? table("First true error", lines.map((line) => row(line.label, line))) : null,
-    methods.length ? [h("h3", {}, "And other methods, on the same completions"), table(visible(methods[0].whence), methods.flatMap((method) => method.lines.map((line, i) =>
-      row(i ? `· ${line.label}` : `${method.label}${method.own ? " (as trained)" : ""}`, line))))] : null,
-    lines.length ? h("p", { class: "quiet" }, `Wrong completions with a known first error, ${visible(whence)}. Found: the most blamed ${by_token ? "token" : "segment"} holds it; `
-      + "of equally blamed ones each counts in part. By chance (the dark mark): the same credit dealt out blindly to its places; where segments are long, that finds much too.") : null);
+    lines.length ? table("First true error", [], lines.map((line) => row(line.label, line))) : null,
+    methods.length ? [beside ? null : h("h3", {}, "And other methods, on the same completions ", h("span", {}, visible(methods[0].whence))),
+      table(beside ?? "Method", kinds, methods.map((method) => row(`${method.label}${method.own ? " (as trained)" : ""}`, method.lines[0], kinds.map((label) => kind(method, label)))))] : null,
+    lines.length || methods.length ? h("p", { class: "quiet" }, `Wrong completions with a known first error${whence ? `, ${visible(whence)}` : ""}. Found: the most blamed ${beside || methods.length ? "place" : by_token ? "token" : "segment"} holds it; `
+      + "of equally blamed ones each counts in part. By chance (the upright mark): the same credit dealt out blindly to its places; where these are long, that finds much too.") : null);
 }

@@ -86,14 +86,19 @@ def _of_run(run: Run, names: list[str], steps: int | Iterable[int] | None) -> li
             if steps is None:  # the others tell enough; `whence` says which is missing
                 continue
             raise
-        columns = [_lists(table[name]) for name in names]
-        parts.append([dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)])
+        parts.append(table_rows(table))
     rows = [row for part in reversed(parts) for row in part]
     if not rows:
         if torn:
             raise torn
         raise ValueError(f"{run.path} has no rollouts at step {', '.join(map(str, wanted))}")
     return rows
+
+
+def table_rows(table: pa.Table) -> list[Row]:
+    """The rows of a table of rollouts, as `rollout_columns` gives them."""
+    columns = [_lists(table[name]) for name in table.column_names]
+    return [dict(zip(table.column_names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _lists(column: pa.ChunkedArray) -> list:

@@ -18,6 +18,9 @@ function drawBoard(data, bus) {
   const big = data.charts.filter((c) => c.share), small = data.charts.filter((c) => !c.share);
   const sync = [];
   sync.open = stepOpener(data, bus);
+  sync.look = data.look ?? (bus.state.look ??= {});  // drawn anew, it stays as the reader set it
+  sync.paints = [];
+  root.append(lookTools(data, sync));
   if (big.length) root.append(h("div", { class: `charts big${big.some((c) => c.panels) ? " panels" : ""}` }, big.map((c) => drawChart(c, sync))));
   if (small.length) root.append(h("div", { class: "charts" }, small.map((c) => drawChart(c, sync))));
   if (data.other.length) {
@@ -26,6 +29,37 @@ function drawBoard(data, bus) {
       h("summary", {}, `All other metrics (${data.other.length})`), holder));
   }
   return root;
+}
+
+/** How all charts are looked at: how smooth, and which steps. `sync.look` is {smooth, from, to}; null: of itself. */
+function lookTools(data, sync) {
+  const { look, paints } = sync, lines = [...data.charts, ...data.other].flatMap((chart) => chart.lines);
+  const ends = lines.reduce(([a, b], line) => [Math.min(a, line.x[0]), Math.max(b, line.x.at(-1))], [Infinity, -Infinity]);
+  look.usual = lines.some((line) => line.y.length > 60) ? 4 : 0;
+  const slider = h("input", { type: "range", min: 0, max: 30, step: 2, "aria-label": "Smoothing, percent of the steps" });
+  const said = h("span", { class: "bo-said" });
+  const box = (name) => h("input", { type: "number", min: ends[0], max: ends[1], step: 1, "aria-label": name });
+  const from = box("First step shown"), to = box("Last step shown"), all = h("button", { type: "button" }, "All steps");
+  const put = () => {
+    slider.value = look.smooth ?? look.usual;
+    said.textContent = Number(slider.value) ? `mean over ${slider.value} %` : "off";
+    from.value = look.from ?? ends[0];
+    to.value = look.to ?? ends[1];
+    all.hidden = (look.from ?? look.to ?? null) === null;
+  };
+  const paint = () => { put(); paints.forEach((again) => again()); };
+  sync.zoom = (a, b) => {
+    [a, b] = [Math.max(ends[0], Math.min(a, b)), Math.min(ends[1], Math.max(a, b))];
+    if (!(b > a)) return put();
+    Object.assign(look, { from: a > ends[0] ? a : null, to: b < ends[1] ? b : null });
+    paint();
+  };
+  slider.addEventListener("input", () => { look.smooth = Number(slider.value); paint(); });
+  for (const input of [from, to]) input.addEventListener("change", () => sync.zoom(Number(from.value), Number(to.value)));
+  all.addEventListener("click", () => { Object.assign(look, { from: null, to: null }); paint(); from.focus(); });
+  put();
+  return h("div", { class: "bo-tools", role: "group", "aria-label": "All charts" }, h("label", {}, "Smoothing ", slider, said),
+    h("span", {}, "Steps ", from, " to ", to), all, h("span", { class: "quiet bo-hint" }, "Drag over a chart to zoom all of them."));
 }
 
 /** `sync`: what moves the cursors of all charts; `sync.open(step, figure)` lists a step's rollouts, where there is a way. */
@@ -84,16 +118,15 @@ function stepOpener(data, bus) {
   };
 }
 
-/** A line with its neighbours' mean, where it has many points: { y, wide }. */
-function smooth(line) {
-  const n = line.y.length;
-  if (n <= 60 || line.low) return null;
-  const wide = Math.max(5, Math.round(n / 25)) | 1, reach = wide >> 1, y = [];
+/** A line with its neighbours' mean over a share of its points: { y, wide }; null where that is one point. */
+function smooth(line, { smooth: asked, usual }) {
+  const n = line.y.length, reach = Math.round((n * (asked ?? usual)) / 200), y = [];
+  if (!reach || (line.low && asked === undefined)) return null;
   for (let i = 0; i < n; i++) {
     const part = line.y.slice(Math.max(0, i - reach), i + reach + 1);
     y.push(part.reduce((a, b) => a + b, 0) / part.length);
   }
-  return { y, wide };
+  return { y, wide: 2 * reach + 1 };
 }
 
 function drawPanel(chart, panel, lines, sync, open) {
@@ -105,10 +138,12 @@ function drawPanel(chart, panel, lines, sync, open) {
   const at = legend.querySelector(".at"), box = h("div", { class: "plot" });
   const root = h("div", { class: "panel" }, panel ? h("p", { class: "panelname" }, panel) : null, legend, box);
   const steps = [...new Set(lines.flatMap((l) => l.x))].sort((a, b) => a - b);
-  const smoothed = lines.map(smooth);
-  let put = () => {};
+  const { look } = sync;
+  let smoothed = lines.map((line) => smooth(line, look));
+  let put = () => {}, wide = 0, shown = null;
 
   const show = (step) => {
+    shown = step;
     lines.forEach((line, i) => {
       const y = step === null ? line.y.at(-1) : nearest(line, step);
       readings[i].textContent = y === null ? "–" : chart.share ? `${(100 * y).toFixed(1)} %` : num(y, 4);
@@ -120,20 +155,30 @@ function drawPanel(chart, panel, lines, sync, open) {
   sync.push(show);
   const everywhere = (step) => sync.forEach((f) => f(step));
 
-  onWidth(box, (width) => {
+  const paint = (width) => {
+    smoothed = lines.map((line) => smooth(line, look));
     const height = chart.share ? 190 : 130, left = 46, right = 12, top = 8, bottom = 22;
+    const ends = [steps[0], Math.max(steps.at(-1), steps[0] + 1)];
+    let [x0, x1] = [look.from ?? ends[0], look.to ?? ends[1]];
+    if (!(x1 > x0)) x1 = x0 + 1;
+    const within = (x) => x >= x0 && x <= x1, here = steps.filter(within), places = here.length ? here : steps;
     let low = Infinity, high = -Infinity;
-    for (const l of lines) for (const list of [l.y, l.low ?? [], l.high ?? [], (l.odd ?? []).map((o) => o.y)]) for (const y of list) { low = Math.min(low, y); high = Math.max(high, y); }
+    const take = (y) => { low = Math.min(low, y); high = Math.max(high, y); };
+    for (const l of lines) {
+      for (const list of [l.y, l.low ?? [], l.high ?? []]) list.forEach((y, i) => { if (!here.length || within(l.x[i])) take(y); });
+      for (const o of l.odd ?? []) if (within(o.step)) take(o.y);
+    }
     if (chart.floor) low = chart.floor.at;
     if (chart.share) [low, high] = [0, 1];
     else if (low > 0 && low < 0.5 * high) low = 0;
     if (high === low) [low, high] = low >= 0 ? [0, 2 * high || 1] : [2 * low, 0];
-    const [x0, x1] = [steps[0], Math.max(steps.at(-1), steps[0] + 1)];
     const X = (x) => left + ((width - left - right) * (x - x0)) / (x1 - x0);
     const Y = (y) => top + (height - top - bottom) * (1 - (Math.max(y, low) - low) / (high - low));
     const hint = open ? ". Arrow keys move over the steps, Enter lists the rollouts of one" : "";
     const svg = s("svg", { width, height, tabindex: 0, role: "slider", "aria-label": chartWords(chart, panel, lines) + hint, class: open ? "opens" : null,
-      "aria-valuemin": x0, "aria-valuemax": steps.at(-1), "aria-valuenow": steps.at(-1) });
+      "aria-valuemin": places[0], "aria-valuemax": places.at(-1), "aria-valuenow": places.at(-1) });
+    // curves go on beyond the steps that are shown: the inner picture cuts them off
+    const field = s("svg", { x: left - 8, y: 0, width: width - left - right + 16, height, viewBox: `${left - 8} 0 ${width - left - right + 16} ${height}` });
     const held = box.contains(box.getRootNode().activeElement);
     for (const y of ticks(low, high, chart.share ? 4 : 3)) {
       svg.append(s("line", { x1: left, x2: width - right, y1: Y(y), y2: Y(y), class: "grid" }),
@@ -145,55 +190,82 @@ function drawPanel(chart, panel, lines, sync, open) {
       const path = (ys) => l.x.map((x, j) => `${j ? "L" : "M"}${X(x).toFixed(1)} ${Y(ys[j]).toFixed(1)}`).join("");
       if (l.low) {
         const back = l.x.map((x, j) => `L${X(x).toFixed(1)} ${Y(l.low[j]).toFixed(1)}`).reverse().join("");
-        svg.append(s("path", { d: `${path(l.high)}${back}Z`, class: `band c${l.style % 5}` }));
+        field.append(s("path", { d: `${path(l.high)}${back}Z`, class: `band c${l.style % 5}` }));
       }
       const soft = smoothed[i];
-      if (soft) svg.append(s("path", { d: path(l.y), class: `raw c${l.style % 5}` }));
-      svg.append(s("path", { d: path(soft ? soft.y : l.y), class: `curve c${l.style % 5}`, "stroke-dasharray": DASHES[l.style % 5] || null }));
+      if (soft) field.append(s("path", { d: path(l.y), class: `raw c${l.style % 5}` }));
+      field.append(s("path", { d: path(soft ? soft.y : l.y), class: `curve c${l.style % 5}`, "stroke-dasharray": DASHES[l.style % 5] || null }));
       const every = Math.max(1, Math.ceil(l.x.length / 12)), ys = soft ? soft.y : l.y;
-      if (!single) for (let j = (l.x.length - 1) % every; j < l.x.length; j += every) svg.append(marker(l.style, X(l.x[j]), Y(ys[j])));
-      else if (l.x.length === 1) svg.append(marker(l.style, X(l.x[0]), Y(ys[0])));
+      if (!single) for (let j = (l.x.length - 1) % every; j < l.x.length; j += every) if (within(l.x[j])) field.append(marker(l.style, X(l.x[j]), Y(ys[j])));
+      else if (l.x.length === 1) field.append(marker(l.style, X(l.x[0]), Y(ys[0])));
     });
     for (const l of lines) {
-      for (const odd of l.odd ?? []) svg.append(s("path", { d: `M${X(odd.step)} ${Y(odd.y) - 7}l7 7l-7 7l-7 -7z`, class: `oddmark c${l.style % 5}` },
+      for (const odd of (l.odd ?? []).filter((o) => within(o.step))) field.append(s("path", { d: `M${X(odd.step)} ${Y(odd.y) - 7}l7 7l-7 7l-7 -7z`, class: `oddmark c${l.style % 5}` },
         s("title", {}, `step ${odd.step}: ${num(odd.y)}, around it ${num(odd.usual)}`)));
-      if (chart.floor) l.x.forEach((x, j) => { if (l.y[j] < low) svg.append(s("path", { d: `M${X(x) - 4} ${Y(low) - 5}h8l-4 6z`, class: `mark c${l.style % 5}` })); });
+      if (chart.floor) l.x.forEach((x, j) => { if (l.y[j] < low && within(x)) field.append(s("path", { d: `M${X(x) - 4} ${Y(low) - 5}h8l-4 6z`, class: `mark c${l.style % 5}` })); });
     }
     const cursor = s("line", { y1: top, y2: height - bottom, class: "cursor" }), dots = s("g", {});
-    svg.append(cursor, dots);
-    let place = steps.length - 1;
+    const chosen = s("rect", { y: top, height: height - top - bottom, class: "bo-chosen" });
+    chosen.style.display = "none";
+    svg.append(field, chosen, cursor, dots);
+    let place = places.length - 1;
     put = (step) => {
       cursor.style.display = step === null || step < x0 || step > x1 ? "none" : "";
       if (step === null) return dots.replaceChildren();
-      place = steps.reduce((best, x, i) => (Math.abs(x - step) < Math.abs(steps[best] - step) ? i : best), 0);
+      place = places.reduce((best, x, i) => (Math.abs(x - step) < Math.abs(places[best] - step) ? i : best), 0);
       cursor.setAttribute("x1", X(step));
       cursor.setAttribute("x2", X(step));
-      svg.setAttribute("aria-valuenow", steps[place]);
+      svg.setAttribute("aria-valuenow", places[place]);
       svg.setAttribute("aria-valuetext", `step ${step}: ${lines.map((l, i) => `${l.label ? `${visible(l.label)} ` : ""}${readings[i].textContent}`).join(", ")}`);
-      dots.replaceChildren(...lines.filter((l) => nearest(l, step) !== null).map((l) => s("circle", { cx: X(step), cy: Y(nearest(l, step)), r: 3.5, class: `spot c${l.style % 5}` })));
+      dots.replaceChildren(...lines.filter((l) => within(step) && nearest(l, step) !== null).map((l) => s("circle", { cx: X(step), cy: Y(nearest(l, step)), r: 3.5, class: `spot c${l.style % 5}` })));
     };
     put(null);
+    const exactly = (event) => clamp(x0 + ((event.clientX - svg.getBoundingClientRect().left - left) * (x1 - x0)) / (width - left - right), x0, x1);
     const under = (event) => {
-      const x = x0 + ((event.clientX - svg.getBoundingClientRect().left - left) * (x1 - x0)) / (width - left - right);
-      return steps.reduce((best, y) => (Math.abs(y - x) < Math.abs(best - x) ? y : best), steps[0]);
+      const x = exactly(event);
+      return places.reduce((best, y) => (Math.abs(y - x) < Math.abs(best - x) ? y : best), places[0]);
     };
-    svg.addEventListener("pointermove", (event) => everywhere(under(event)));
+    let began = null, dragged = false;
+    svg.addEventListener("pointerdown", (event) => {
+      if (event.pointerType !== "mouse" || event.button) return;
+      [began, dragged] = [exactly(event), false];
+      svg.setPointerCapture(event.pointerId);
+    });
+    svg.addEventListener("pointermove", (event) => {
+      everywhere(under(event));
+      if (began === null) return;
+      const x = exactly(event), [a, b] = [X(Math.min(began, x)), X(Math.max(began, x))];
+      dragged ||= b - a > 6;
+      chosen.style.display = dragged ? "" : "none";
+      chosen.setAttribute("x", a);
+      chosen.setAttribute("width", b - a);
+    });
+    svg.addEventListener("pointerup", (event) => {
+      const from = began;
+      began = null;
+      chosen.style.display = "none";
+      if (from !== null && dragged) sync.zoom(Math.round(Math.min(from, exactly(event))), Math.round(Math.max(from, exactly(event))));
+    });
+    svg.addEventListener("pointercancel", () => { began = null; chosen.style.display = "none"; });
+    svg.addEventListener("dblclick", () => sync.zoom(-Infinity, Infinity));
     svg.addEventListener("pointerleave", () => everywhere(null));
-    if (open) svg.addEventListener("click", (event) => open(under(event)));
+    if (open) svg.addEventListener("click", (event) => { if (!dragged) open(under(event)); });
     svg.addEventListener("blur", () => everywhere(null));
     svg.addEventListener("keydown", (event) => {
       if (open && (event.key === "Enter" || event.key === " ")) {
         event.preventDefault();
-        return open(steps[place], true);
+        return open(places[place], true);
       }
-      const to = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: steps.length - 1 }[event.key];
+      const to = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: places.length - 1 }[event.key];
       if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
-      everywhere(steps[clamp(to, 0, steps.length - 1)]);
+      everywhere(places[clamp(to, 0, places.length - 1)]);
     });
     box.replaceChildren(svg);
     if (held) svg.focus({ preventScroll: true });  // a new width does not take the keyboard away
-  });
+  };
+  onWidth(box, (width) => { wide = width; paint(width); });
+  sync.paints.push(() => { if (wide) { paint(wide); show(shown); } });
   show(null);
   return root;
 }

@@ -3,7 +3,7 @@
 // Each tab is a custom element with a shadow root: Gradio's style sheet does not reach into it, and Gradio, which treats
 // HTML as a template, never sees a text of a run. Such text reaches the page through text nodes alone.
 
-import { h, s, num, signed, visible, known, strip, render } from "/segpo/renderer.js";
+import { h, s, num, signed, visible, known, strip, render, tile, finding } from "/segpo/renderer.js";
 
 const sheet = new CSSStyleSheet();
 sheet.replaceSync(await (await fetch("/segpo/app.css")).text());
@@ -168,6 +168,6 @@ const place = ({ step, group, sample }) => `step ${step} · group ${group} · sa
 
 /** The state of a run as sign and word: colour is never alone. */
 function stateMark(run) {
-  const sign = { running: "▶", finished: "✓", quiet: "⏸", unreadable: "!" }[run.state] ?? "?";
+  const sign = { running: "▶", finished: "✓", quiet: "○", unreadable: "!" }[run.state] ?? "?";
   return h("span", { class: `state ${run.state}` }, h("i", { "aria-hidden": "true" }, sign), visible(run.words));
 }
