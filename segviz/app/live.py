@@ -122,8 +122,8 @@ class Live:
         return self._pages.get((stamp, words, unread, counting), make)
 
     def methods(self, names: Sequence[str]) -> str:
-        """JSON for comparing: {found, runs}. found: the boards of the runs side by side, null of one run, or where there
-        is none. runs: of each {name, found, methods, counting}, as `Found` gives them.
+        """JSON for comparing: {found, runs}. found: the boards of the runs side by side, null of one run, or without
+        any. runs: of each {name, found, methods, counting}, as `Found` gives them.
 
         Raises:
             Missing: a run that is not there.

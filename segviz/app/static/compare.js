@@ -58,7 +58,7 @@ class ComparePanel extends Panel {
     const names = this.runs.map((run) => run.name), wanted = address.rollout();
     const frame = viewFrame((what, ids) => { if (what === "open") openRollout({ run: run.value, ...ids }); }, "Credit of every method");
     const inputs = ["step", "group", "sample"].map((name) => h("input", { type: "number", min: 0, step: 1, name, "aria-label": name, required: true, value: wanted?.[name] ?? "" }));
-    const note = h("div", {}), best = this.runs.find((run) => run.credits.length) ?? this.runs[0];
+    const note = h("div", {}), scores = h("div", { class: "found" }), best = this.runs.find((run) => run.credits.length) ?? this.runs[0];
     const [label, run] = this.select("Run", wanted?.run ?? best.name, names, () => this.first(run.value, inputs).then(go));
     const go = () => {
       if (!inputs.every((el) => /^\d+$/.test(el.value))) return;
@@ -66,6 +66,7 @@ class ComparePanel extends Panel {
       const about = this.runs.find((one) => one.name === run.value);
       note.replaceChildren(...(about && !about.credits.length ? [h("p", { class: "notice" }, "Only the credit it was trained with is recorded. Other methods' credit is computed with ",
         h("code", {}, visible(`segpo credit ${about.path} --method grpo,rloo,gspo --steps ${step}`)), ".")] : []));
+      this.scores(scores, [run.value]);
       address.set(rollout);
       this.stamp = JSON.stringify([this.mode, address.rollout()]);
       frame.show(rollout, "methods");
@@ -74,7 +75,7 @@ class ComparePanel extends Panel {
       inputs.map((el) => h("label", { class: "short" }, h("span", {}, el.name), el)), h("button", { class: "button", type: "submit" }, "Show"),
       button("Open the rollout", () => openRollout(address.rollout())));
     frame.el.classList.add("tall");
-    this.stage.replaceChildren(form, note, frame.el);
+    this.stage.replaceChildren(form, note, scores, frame.el);
     this.again = () => { frame.again(); go(); };
     if (!wanted) await this.first(run.value, inputs).catch((error) => note.replaceChildren(notice(error.message, "failed")));
     if (inputs.every((el) => el.value !== "")) go();
@@ -100,6 +101,21 @@ class ComparePanel extends Panel {
     go();
   }
 
+  /** Whether the credit of methods, or of runs, finds the first true error: over many completions, above the one. */
+  async scores(el, names) {
+    if (el.dataset.runs === JSON.stringify(names)) return;
+    el.dataset.runs = JSON.stringify(names);
+    const mine = (this.scored = (this.scored ?? 0) + 1);
+    try {
+      const data = await ask(`/segpo/api/found?${new URLSearchParams(names.map((name) => ["run", name]))}`);
+      if (mine !== this.scored) return;
+      const [one] = data.runs, counting = data.runs.some((run) => run.counting);
+      const found = names.length > 1 ? data.found : one.methods.length ? { said: "", whence: one.methods[0].whence, by_token: false, lines: [], methods: one.methods, trust: [], beside: "Method" } : one.found;
+      el.replaceChildren(...(found ? [h("div", { class: "segviz" }, finding(found))] : []), ...(counting ? [h("p", { class: "quiet" }, "Still counting …")] : []));
+      if (counting) setTimeout(() => { if (mine === this.scored && el.isConnected) { el.dataset.runs = ""; this.scores(el, names); } }, 1000);
+    } catch (error) { if (mine === this.scored) el.replaceChildren(notice(error.message, "failed")); }
+  }
+
   /** Fills in a run's newest rollout that went wrong, or its newest one. */
   async first(run, inputs) {
     for (const filter of [{ answer: "wrong" }, {}]) {
@@ -118,12 +134,13 @@ class ComparePanel extends Panel {
     if (names.length < count_) { this.stage.replaceChildren(empty("Two runs are needed", "Start another one; with the same seed it sees the same problems.")); return; }
     const params = address.get(), said = params.getAll("cr"), pick = [said[0] ?? names[0]];
     if (count_ === 2) pick.push(said[1] ?? names.find((name) => name !== pick[0]));
-    const list = h("div", { class: "prompts" }), detail = h("div", { class: "detail" }), search = h("input", { type: "search", placeholder: "part of the prompt's id", "aria-label": "Prompt" });
+    const scores = h("div", { class: "found" }), list = h("div", { class: "prompts" }), detail = h("div", { class: "detail" }), search = h("input", { type: "search", placeholder: "part of the prompt's id", "aria-label": "Prompt" });
     const selects = pick.map((name, i) => this.select(count_ === 2 ? `Run ${"AB"[i]}` : "Run", name, names, () => load()));
     const load = async () => {
       const chosen = selects.map(([, el]) => el.value);
       address.set({ cr: chosen });
       if (count_ === 2 && chosen[0] === chosen[1]) { list.replaceChildren(empty("The same run twice", "Choose two different ones.")); return; }
+      if (count_ === 2) this.scores(scores, chosen);
       const query = new URLSearchParams([...chosen.map((name) => ["run", name]), ["search", search.value]]);
       const mine = (this.loads = (this.loads ?? 0) + 1);
       try {
@@ -135,7 +152,7 @@ class ComparePanel extends Panel {
     };
     search.addEventListener("input", () => { clearTimeout(this.typing); this.typing = setTimeout(load, 250); });
     this.stage.replaceChildren(h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, selects.map(([label]) => label),
-      h("label", { class: "grow" }, h("span", {}, "Prompt"), search)), h("div", { class: "columns" }, list, detail));
+      h("label", { class: "grow" }, h("span", {}, "Prompt"), search)), scores, h("div", { class: "columns" }, list, detail));
     list.replaceChildren(h("div", { class: "loading", role: "status" }, "Looking for prompts…"));
     load();
   }

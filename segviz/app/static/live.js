@@ -161,7 +161,7 @@ class LivePanel extends Panel {
     this.ends.clear();
     const several = data.stories.length > 1;
     this.stories.replaceChildren(...data.stories.map((story) => {
-      const end = h("div", { class: "end", role: "status" });
+      const end = h("div", { class: "run-end", role: "status" });
       this.ends.set(story.name, end);
       this.drawEnd(story);
       return h("article", { class: "segviz story" }, h("h2", { class: "sentence" }, several ? [h("b", {}, visible(story.name)), ": "] : null, visible(story.sentence)),
