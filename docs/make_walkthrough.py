@@ -26,7 +26,7 @@ STAY = 2600  #: ms that a picture stays
 def walk(page: Page, url: str):
     """Yields where there is something to see."""
     page.goto(url)
-    page.get_by_text("Newest rollouts").wait_for()
+    page.locator("segpo-live .card").first.wait_for()
     page.wait_for_timeout(3000)
     yield
     page.get_by_role("tab", name="Rollouts").click()

@@ -38,14 +38,15 @@ class Found:
         """(what `views` draw of a run's latest completions, files still to be read)."""
         known, unread = self._read(run.path, watch)
         steps = sorted({step for name in known if (step := step_of(Path(name))) is not None})
-        judged = [one for _, (_, found) in known.values() for one in found]
+        judged = [one for _, (_, (_, found)) in sorted(known.items()) for one in found]
         if judged:
             span = f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"
             made = board(judged, f"{span}, {len(judged):,} rollouts")
             return made and told(made), unread
         if unread or not known:
             return None, unread
-        return self._trust.get((run.path, max(known.items())), lambda: untold(_trusted(run))), 0
+        newest = max(known)
+        return self._trust.get((run.path, newest, known[newest][0]), lambda: untold(_trusted(run))), 0
 
     def methods(self, run: ShelfRun, watch: Watch) -> list[dict[str, Any]]:
         """`by_method` of a run, and its own credit alone where no other was computed."""
@@ -99,7 +100,7 @@ def _counted(path: Path) -> Counted:
         rows = table_rows(read_table(path, _SCHEMA))
     except (ValueError, OSError):  # the index has noted it
         return 0, []
-    return len(rows), list(tally(rows).values())
+    return len(rows), [one for _, one in tally(rows)]
 
 
 def _trusted(run: ShelfRun) -> list[str]:

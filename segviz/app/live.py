@@ -161,7 +161,9 @@ class Live:
                 held = best.get(row["group"])
                 if held is None or credit > held["credit"]:
                     best[row["group"]] = row | {"credit": credit}
-            return [card(row) for _, row in sorted(best.items())[:CARDS]]
+            shown = [card(row) for _, row in sorted(best.items())[:CARDS]]
+            there = {item["picture"]: run.has_image(item["picture"]) for item in shown if item["picture"]}
+            return [item | {"picture": item["picture"] if there.get(item["picture"]) else None} for item in shown]
 
         return self._cards.get((str(run.path), tuple(files)), make)
 

@@ -39,16 +39,16 @@ def scoreboard(source: Rollouts) -> dict[str, Any] | None:
     """
     rows = rollout_columns(source, COLUMNS)
     wrong = [row for row in rows if row["answer_right"] is False]
-    return board(list(tally(wrong).values()), whence(wrong, source))
+    return board([one for _, one in tally(wrong)], whence(wrong, source))
 
 
-def tally(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Judged]:
+def tally(rows: Iterable[Mapping[str, Any]]) -> list[tuple[Key, Judged]]:
     """Where the blame fell in each wrong completion whose first true error is known."""
-    return {
-        (row["step"], row["group"], row["sample"]): (row["error_kind"] or "", one)
+    return [
+        ((row["step"], row["group"], row["sample"]), (row["error_kind"] or "", one))
         for row in rows
         if row["answer_right"] is False and (one := blame_of(row)) is not None
-    }
+    ]
 
 
 def board(found: Sequence[Judged], whence: str) -> dict[str, Any] | None:
@@ -112,14 +112,14 @@ def by_method(run: Run) -> list[dict[str, Any]]:
             error[row["step"], row["group"], row["sample"]] = row
         wanted = [column for column in COLUMNS if column in CREDIT_SCHEMA.names]
         rows = table.select(["step", "group", "sample", *wanted]).to_pylist()
-        tallies[name] = tally(_judged(rows, error))
-    common = set(tally(error.values()))
+        tallies[name] = dict(tally(_judged(rows, error)))
+    common = set(dict(tally(error.values())))
     for one in sorted(tallies.values(), key=len, reverse=True):
         common = common & set(one) or common
     tallies = {name: one for name, one in tallies.items() if common and common <= set(one)}
     if not tallies:
         return []
-    own = {run.method: tally(row for key, row in error.items() if key in common)}
+    own = {run.method: dict(tally(row for key, row in error.items() if key in common))}
     steps = sorted({step for step, _, _ in common})
     where = f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"
     found = []

@@ -288,10 +288,13 @@ class Run:
         rows = [row for row in rows if group is None or row["group"] == group]
         return sorted(rows, key=lambda row: (row["group"], row["node"]))
 
+    def has_image(self, sha: str) -> bool:
+        """Whether an image lies in the run, without reading it."""
+        return _digest(sha) and (self.path / "images" / f"{sha}.png").is_file()
+
     def image(self, sha: str) -> bytes | None:
         """The PNG of an image; None where it is missing."""
-        # the name comes from a file: a digest is all that may reach the file system
-        if not sha or not all(letter in "0123456789abcdef" for letter in sha):
+        if not _digest(sha):
             return None
         try:
             return read_plain(self.path / "images" / f"{sha}.png")
@@ -342,6 +345,11 @@ class Run:
         self._problems.pop(f"step {step}", None)
         self._light[step] = (files, rows)
         return rows
+
+
+def _digest(sha: str) -> bool:
+    """Whether it is a digest: it comes from a file, and nothing else may reach the file system."""
+    return 0 < len(sha) <= 128 and all(letter in "0123456789abcdef" for letter in sha)
 
 
 def by_name(table: pa.Table) -> dict[str, Series]:

@@ -1,19 +1,32 @@
 """What the Live tab tells: metrics as they are written, curves, cards."""
 
+import io
 import json
 import shutil
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import segviz as sv
 from segpo_core.record.store import Recorder, forget_after
-from segviz.app.live import Live, gathered, strip
+from segviz.app.live import Live, card, gathered, strip
 from segviz.app.metrics import POINTS, MetricLog, thin
 from segviz.app.shelf import Shelf
+from segviz.parts.scoreboard import scoreboard, sentence
+from segviz.parts.story import story
 from segviz.views.board import board_data
-from tests.fakes.fake_run import write_run
+from tests.app.served import get
+from tests.fakes.fake_run import row, write_run
+
+
+def whole(live, *names):
+    """The page once everything is read: what there is no time for in one request follows in the next."""
+    deadline = time.monotonic() + 60
+    while (page := json.loads(live.page(names)))["unread"] or page["counting"]:
+        assert time.monotonic() < deadline
+    return page
 
 
 def test_metrics_are_read_once_and_follow_the_run(tmp_path):
@@ -57,7 +70,7 @@ def test_long_curves_are_thinned_around_the_truth(count):
 
 def test_live_shows_what_the_run_says(runs, index):
     live = Live(Shelf([runs]), index)
-    page = json.loads(live.page(["first", "second", "gone"]))
+    page = whole(live, "first", "second", "gone")
     titles = [chart["title"] for chart in page["board"]["charts"]]
     assert "Reward" in titles and "Training completions" in titles and "Is it the seeing or the reasoning?" in titles
     assert [run["run"] for run in page["newest"]] == ["first", "second"] and page["newest"][0]["cards"]
@@ -78,6 +91,67 @@ def test_metrics_that_belong_together_share_a_chart(tmp_path):
     assert {ln["label"] for ln in charts["Is it the seeing or the reasoning?"]["lines"]} == {"perception", "reasoning"}
     assert charts["KL of the step's update"]["lines"][0]["y"] == [0.01]
     assert not {"time/sample", "step_kl", "train/reasoning"} & {chart["title"] for chart in board["other"]}
+
+
+def test_live_tells_a_story_and_counts_found_errors_as_the_report_does(runs, index):
+    live = Live(Shelf([runs]), index)
+    page = whole(live, "first")
+    assert page["stories"][0]["headline"] == json.loads(json.dumps(story(sv.open(runs / "first"))["headline"]))
+    assert page["found"]["lines"] == scoreboard(sv.open(runs / "first"))["lines"]
+    assert page["found"]["said"] == sentence(page["found"])
+    page = whole(live, "first", "second")
+    assert [line["label"] for line in page["found"]["methods"]] == ["first", "second"] and not page["found"]["lines"]
+    both = json.loads(live.methods(["first", "second"]))
+    assert both["found"]["methods"] == page["found"]["methods"]
+    assert [run["methods"] for run in both["runs"]] == [[], []], "no other credit was computed"
+
+
+def test_a_file_that_changed_is_counted_anew(tmp_path, index):
+    path = write_run(tmp_path / "runs" / "one", steps=2)
+    live = Live(Shelf([tmp_path / "runs"]), index)
+    assert whole(live, "one")["found"]["lines"][0]["wrong"] > 0
+    Recorder(path).rollouts(1, [row(1, 0, 0, "a b c")], {})
+    time.sleep(0.25)
+    found = whole(live, "one")["found"]
+    assert not found["lines"] and found["trust"], "no error is known any more"
+
+
+def test_a_card_says_what_was_said_what_is_right_and_where_it_went_wrong():
+    wrong = row(
+        pieces=["<think>", " 3", " apples", "</think>", "<answer>", " 4", "</answer>"], answer="3", answer_right=False,
+        advantages=[0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0], error_start=5, error_end=6, error_kind="answer",
+        prompt=json.dumps([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}]),
+        segment_start=[0, 5, 6], segment_end=[5, 6, 7], segment_ids=[0, 0, 0, 0, 0, 1, 2], images=["ab" * 32],
+        truth={"first_error": {"start": 32, "end": 34, "kind": "answer", "why": "it wrote 3"}},
+        segment_advantage=[0.0, -1.0, 0.0],
+    )  # fmt: skip
+    made = card(wrong)
+    assert (made["question"], made["said"], made["reference"], made["picture"]) == ("How many?", "4", "3", "ab" * 32)
+    assert made["wrong"] == {
+        "before": "<think> 3 apples</think><answer>", "word": " 4", "after": "</answer>", "kind": "answer",
+        "why": "it wrote 3", "blamed": "there",
+    }  # fmt: skip
+    elsewhere = card(wrong | {"segment_advantage": [-1.0, 0.0, 0.0], "advantages": [-1.0] * 5 + [0.0, 0.0]})
+    assert elsewhere["wrong"]["blamed"] == "<think> 3 apples</think><answer>"[:30]
+    untold = card(wrong | {"error_start": None, "error_end": None})
+    assert untold["wrong"]["kind"] is None and untold["wrong"]["word"] == " 4", (
+        "then it is where the blame is strongest"
+    )
+    assert card(row(pieces=["a"], advantages=[0.0], segment_advantage=[0.0]))["wrong"] is None
+
+
+def test_pictures_and_reports_are_served(runs, address):
+    (sha,) = {sha for sha in sv.open(runs / "first").rollout(1, 0, 0).row["images"]}
+    status, headers, body = get(address, f"/segpo/picture/first/{sha}")
+    assert (status, headers["content-type"]) == (200, "image/png")
+    assert Image.open(io.BytesIO(body)).size == (48, 48)
+    for path in (f"/segpo/picture/gone/{sha}", "/segpo/picture/first/" + "0" * 64, "/segpo/picture/first/run.json",
+                 "/segpo/picture/first/..%2Frun.json"):  # fmt: skip
+        assert get(address, path)[0] == 404
+    status, headers, body = get(address, "/view/first/report")
+    assert status == 200 and b"Does this credit find the error?" in body
+    assert "sandbox" in headers["content-security-policy"]
+    assert get(address, "/view/gone/report")[0] == 404
 
 
 def test_a_card_shows_credit_that_was_not_assigned_as_such():

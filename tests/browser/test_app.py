@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -144,6 +145,53 @@ def test_several_runs_lie_over_each_other(visit, app):
     page.locator("segpo-live .run", has_text="alpha").click()
     page.locator("segpo-live .run", has_text="beta").click()
     expect(page.locator("segpo-live")).to_contain_text("No run is chosen")
+
+
+def test_live_leads_with_the_story(visit, tmp_path):
+    path = write_run(tmp_path / "runs" / "growing", steps=8)
+    manifest = json.loads((path / "run.json").read_text())
+    manifest["config"] |= {"max_steps": 10, "eval_size": 200}
+    (path / "run.json").write_text(json.dumps(manifest))
+    recorder = Recorder(path)
+    with serving(tmp_path / "runs") as (address, _):
+        page = visit(f"http://{address}/")
+        story = page.locator("segpo-live .story")
+        expect(story).to_contain_text("step 8 of 10")
+        expect(story.locator(".tile .what")).to_have_text(["answer right", "perception right", "both right: grounded"])
+        recorder.metrics(10, {"eval/answer": 0.95, "eval/perception": 0.20, "eval/grounded": 0.20})
+        expect(story.locator(".sentence")).to_contain_text("looks less (perception −")
+        expect(story.locator(".tile").first).to_contain_text("95.0 %")
+        expect(story.locator(".run-end")).to_contain_text("This run has ended: all 10 steps are done.")
+        assert page.request.get(story.get_by_role("link", name="Read its report").evaluate("a => a.href")).ok
+        card = page.locator("segpo-live .card").filter(has=page.locator("mark")).first
+        expect(card.locator("img")).to_have_js_property("naturalWidth", 48)
+        expect(card).to_contain_text("· right is ")
+        expect(page.locator("segpo-live .finding tbody tr").first).to_contain_text("all errors")
+        page.context.close()
+
+
+def test_the_curves_are_smoothed_and_zoomed_together(visit, app):
+    page = visit(app + "?live=alpha")
+    tools = page.locator("segpo-live .bo-tools")
+    charts = page.locator("segpo-live .live-board > :not(.fresh) figure.chart svg[role=slider]")
+    expect(charts.first).to_have_attribute("aria-valuemax", "24")
+    box = charts.nth(3).bounding_box()
+    y = box["y"] + 40
+    page.mouse.move(box["x"] + box["width"] * 0.5, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, y, steps=4)
+    page.mouse.up()
+    first, last = (int(tools.get_by_label(f"{end} step shown").input_value()) for end in ("First", "Last"))
+    assert 5 < first < last < 24
+    ends = charts.evaluate_all("all => all.map((e) => [Number(e.ariaValueMin), Number(e.ariaValueMax)])")
+    assert len(ends) > 5 and all(first <= low <= high <= last for low, high in ends)
+    expect(page.locator("segpo-live")).not_to_contain_text("Rollouts of step")  # to drag is not to click
+    tools.get_by_role("button", name="All steps").click()
+    expect(charts.first).to_have_attribute("aria-valuemax", "24")
+    expect(page.locator("segpo-live path.raw")).to_have_count(0)
+    tools.get_by_label("Smoothing").fill("20")
+    expect(tools).to_contain_text("mean over 20 %")
+    assert page.locator("segpo-live path.raw").count() > 5
 
 
 @contextmanager

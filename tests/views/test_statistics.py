@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from segviz.show.statistics import (
+    auc,
     calibration,
+    difference,
     equal_count_bins,
     expected_flips,
     lift,
+    mean_difference,
     sign_flips,
     spikes,
     top_counts,
@@ -124,3 +127,31 @@ def test_spikes_where_most_values_are_equal():
     assert spikes(flat) == [] and spikes([7.0] * 5 + [9.0]) == []
     flat[30] = 1.0
     assert [s.index for s in spikes(flat)] == [30]
+
+
+def test_a_difference_of_shares_is_newcombes():
+    # Newcombe (1998), table II, 56/70 against 48/80 and 9/10 against 3/10, method 10
+    assert difference(48, 80, 56, 70) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert difference(3, 10, 9, 10) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    assert difference(10, 10, 10, 10) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
+
+
+def test_means_are_compared_by_welch():
+    found = mean_difference([1.0, 2.0, 3.0, 4.0, 5.0], [3.0, 3.5, 4.0, 4.5, 5.0])
+    # t of 4 degrees of freedom is 2.776, of 5.88 it is 2.459
+    assert (found.first, found.second) == (3.0, 4.0)
+    assert found.high - 4.0 == pytest.approx(2.776 * (0.625 / 5) ** 0.5, rel=0.01)
+    assert found.change_high - 1.0 == pytest.approx(2.459 * (2.5 / 5 + 0.625 / 5) ** 0.5, rel=0.01)
+    assert mean_difference([1.0] * 5, [1.0] * 5)[2:] == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_the_area_under_the_curve_counts_pairs():
+    rng = np.random.default_rng(0)
+    estimate, good = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in estimate[good] for b in estimate[~good]]
+    area, low, high = auc(estimate, good, np.arange(60))
+    assert area == pytest.approx(np.mean(pairs)) and 0 <= low < area < high <= 1
+    twice = auc(np.tile(estimate, 4), np.tile(good, 4), np.tile(np.arange(60), 4))
+    assert twice == pytest.approx((area, low, high)), "states of one completion count once"
+    assert auc(good.astype(float), good, np.arange(60))[1] < 0.95, "all right is not certainty"
+    assert np.isnan(auc(estimate, np.ones(60, bool), np.arange(60))).all()
