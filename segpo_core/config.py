@@ -128,6 +128,9 @@ class TrainConfig:
     """Held-out problems; always the same ones."""
     num_generations_eval: int = 0
     """Sampled completions a held-out problem, for mean@k and pass@k; 0: only the greedy one."""
+    log_eval_completions: int = 16
+    """Held-out problems, the first ones, whose greedy completion is recorded at every evaluation: one prompt over
+    training. Costs no sampling of its own; 0: none."""
     save_steps: int = 50
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
     save_minutes: float = 0
@@ -155,6 +158,8 @@ class TrainConfig:
                      "max_completion_length", "max_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.log_eval_completions < 0:
+            raise ValueError(f"log_eval_completions is {self.log_eval_completions}: it must be 0 or more")
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"report_to names {unknown[0]!r}; there are none, {', '.join(TRACKERS)}")
         if self.temperature <= 0:

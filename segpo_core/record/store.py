@@ -4,6 +4,7 @@
       run.json                               schema version, config, model, package versions, git commit, seed, start
       metrics/step-000012.parquet            step, name, value; every 1,000 steps put together, see metrics.py
       rollouts/step-000012.rank0.parquet     one row a completion, columns of `ROLLOUT_SCHEMA`
+      eval/step-000025.rank0.parquet         a few held-out completions, the same columns, no credit
       nodes/step-000012.rank0.parquet        trees and chains: one row a state, columns of `NODE_SCHEMA`
       images/<sha256>.png                    each image once, as the model received it
       checkpoints/step-000012/               see checkpoint.py
@@ -219,13 +220,20 @@ class Recorder:
             rows: see `ROLLOUT_SCHEMA`.
             images: sha256 -> image, every image the rows name.
         """
-        with self._counted(step, "rollouts"):
+        self._completions("rollouts", step, rows, images)
+
+    def evaluation(self, step: int, rows: list[dict[str, Any]], images: dict[str, Image.Image]) -> None:
+        """Write a few held-out completions of an evaluation, as `rollouts`; `group` numbers the held-out problems."""
+        self._completions("eval", step, rows, images)
+
+    def _completions(self, kind: str, step: int, rows: list[dict[str, Any]], images: dict[str, Image.Image]) -> None:
+        with self._counted(step, kind):
             for digest, image in images.items():
                 path = self.directory / "images" / f"{digest}.png"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_atomic(path, png_bytes(image))
-            self._write(self._file("rollouts", step), rows, ROLLOUT_SCHEMA)
+            self._write(self._file(kind, step), rows, ROLLOUT_SCHEMA)
 
     def nodes(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the nodes of one step's trees or chains. `rows`: see `NODE_SCHEMA`."""
@@ -316,6 +324,14 @@ def read_rollouts(
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
+def read_eval(directory: str | Path, steps: Iterable[int] | None = None, columns: list[str] | None = None) -> pa.Table:
+    """Held-out completions that were recorded at evaluations, as `read_rollouts`; empty for a run without any."""
+    wanted = None if steps is None else set(steps)
+    schema = ROLLOUT_SCHEMA if columns is None else pa.schema([ROLLOUT_SCHEMA.field(name) for name in columns])
+    tables = [read_table(path, schema) for path in step_files(directory, "eval", wanted)]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
 def read_nodes(directory: str | Path, steps: Iterable[int] | None = None) -> pa.Table:
     """Recorded nodes of the given steps (default: all), every rank's, as one table of `NODE_SCHEMA`; empty for a method
     that samples no values."""
@@ -344,9 +360,10 @@ def read_credit(
 
 
 def forget_after(directory: str | Path, step: int) -> None:
-    """Remove metrics, rollouts, nodes and credit of later steps: a run that goes on from `step` makes them again."""
+    """Remove metrics, rollouts, evaluations, nodes and credit of later steps: a run that goes on from `step` makes them
+    again."""
     forget_metrics_after(directory, step)
-    for kind in ("rollouts", "nodes", "credit/*"):
+    for kind in ("rollouts", "eval", "nodes", "credit/*"):
         for path in step_files(directory, kind):
             if step_of(path) > step:
                 path.unlink()

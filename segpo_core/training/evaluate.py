@@ -6,10 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from segpo_core.policy.inputs import Prompts, TooLong
+from segpo_core.record.rows import rollout_rows
+from segpo_core.record.store import CREDIT_SCHEMA, image_digest
 from segpo_core.sampling.sampler import Sampler
+from segpo_core.segments import sequence_level
 from segpo_core.tasks.rewards import Text, outside_training, run_rewards, wants
-from segpo_core.types import Rollouts
+from segpo_core.types import Credit, Rollouts
 
 #: Name of the random streams of evaluation; training's are named by a seed and a step.
 EVAL_STREAM = 2**31
@@ -68,6 +73,36 @@ def reward_texts(
     return run_rewards(functions, weights, prompts, completions, columns, {**outside_training(), **(given or {})})
 
 
+class Kept:
+    """The first `size` held-out completions as rows of the run directory, and their images by digest. Nothing was
+    learnt from them: they have no credit and no segments."""
+
+    def __init__(self, size: int, step: int, method: str):
+        self.size, self.step, self.method = size, step, method
+        self.rows: list[dict[str, Any]] = []
+        self.images: dict[str, Any] = {}
+
+    def __call__(self, examples: list[dict], rollouts: Rollouts, first: int) -> None:
+        """Take in completions of P problems, with rewards and truth; `first` is the first one's number."""
+        if first >= self.size:
+            return
+        rollouts = rollouts.select(torch.arange(min(len(rollouts), self.size - first)))
+        digests: list[list[str]] = []
+        for example in examples:
+            pictures = example.get("images") or []
+            digests.append([image_digest(image) for image in pictures])
+            self.images |= dict(zip(digests[-1], pictures, strict=True))
+        nothing = Credit(
+            advantages=torch.where(rollouts.mask, torch.nan, 0.0),
+            segment_ids=sequence_level(rollouts.mask),
+            loss_mask=torch.zeros_like(rollouts.mask),
+            rule="",
+        )
+        ids = {"step": self.step, "method": self.method, "first_group": first}
+        found = rollout_rows(rollouts, nothing, examples, digests, **ids)
+        self.rows += [row | dict.fromkeys(CREDIT_SCHEMA.names[4:]) for row in found]
+
+
 def accuracies(truth: list[dict | None], rewards: list[float | None]) -> dict[str, float]:
     """Shares of completions: `answer`, and where the task knows, `perception`, `reasoning`, `grounded`, `format`.
 
@@ -112,6 +147,7 @@ def evaluate(
     max_prompt_length: int | None = None,
     everyone: Callable[[list], list] = list,
     filter_overlong_prompts: bool = True,
+    keep: Kept | None = None,
 ) -> dict[str, float]:
     """Measure the policy on the first `size` held-out problems.
 
@@ -120,10 +156,12 @@ def evaluate(
         shard: (i, n): only the i-th of n stretches of the problems.
         everyone: gathers a list's items from all shards; the result is then that of all problems, in each process.
         filter_overlong_prompts: leave out problems that do not fit, and count them as `eval/left_out`.
+        keep: takes the first greedy completions.
 
     Returns:
-        `eval/answer`, `eval/perception`, `eval/grounded`, … of greedy completions; with samples, `eval/mean@k` and
-        `eval/pass@k` and the shares over samples as `eval_sampled/…`; `eval/completion_length`.
+        `eval/problems`, how many these are shares of: `eval/answer`, `eval/perception`, `eval/grounded`, … of greedy
+        completions; with samples, `eval/mean@k` and `eval/pass@k` and the shares over samples as `eval_sampled/…`;
+        `eval/completion_length`.
     """
     limit = size if task.eval_size is None else min(size, task.eval_size)
     numbers = list(range(limit * shard[0] // shard[1], limit * (shard[0] + 1) // shard[1]))
@@ -152,7 +190,11 @@ def evaluate(
         def measured(count: int, temperature: float | None, examples=examples, prompts=prompts, part=part) -> list:
             rollouts = sampler.groups(prompts, count, (EVAL_STREAM, 0), part[0], temperature)
             truth = inspect(task, examples, rollouts)
-            rewards, _ = reward(functions, weights, examples, rollouts)
+            rewards, parts = reward(functions, weights, examples, rollouts)
+            if keep is not None and temperature == 0:
+                rollouts.truth, rollouts.reward_parts = truth, parts
+                rollouts.rewards = torch.tensor([math.nan if r is None else r for r in rewards])
+                keep(examples, rollouts, part[0])
             return list(zip(truth, rewards, rollouts.lengths.tolist(), strict=True))
 
         greedy += measured(1, 0)
@@ -166,6 +208,7 @@ def evaluate(
     judged = [g[1] for g in greedy if g[1] is not None]
     result |= {"eval/reward": sum(judged) / len(judged)} if judged else {}
     result |= {"eval/left_out": float(left)} if left else {}
+    result["eval/problems"] = float(len(greedy))
     result["eval/completion_length"] = sum(g[2] for g in greedy) / len(greedy)
     if sampled:
         flat = [s for row in sampled for s in row]

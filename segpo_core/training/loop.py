@@ -367,13 +367,17 @@ class Trainer:
         return numbers if new is None else numbers | step_kl(new, rollouts)
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy, the work shared by the processes."""
+        """Held-out accuracy, the work shared by the processes. The first completions are recorded."""
         config = self.config
-        return evaluate.evaluate(
+        kept = evaluate.Kept(config.log_eval_completions, self.step, self.method.name)
+        numbers = evaluate.evaluate(
             self.sampler, self.task, self.processor, self.reward_funcs, config.reward_weights, config.eval_size,
             config.num_generations_eval, shard=(self.rank, self.world), max_prompt_length=config.max_prompt_length,
-            everyone=everyone, filter_overlong_prompts=config.filter_overlong_prompts,
+            everyone=everyone, filter_overlong_prompts=config.filter_overlong_prompts, keep=kept,
         )  # fmt: skip
+        if kept.rows:
+            self.recorder.evaluation(self.step, kept.rows, kept.images)
+        return numbers
 
     # --- housekeeping -------------------------------------------------------------------------------------------
 

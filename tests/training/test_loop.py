@@ -81,6 +81,30 @@ def test_one_step_on_every_family(family, algo, tmp_path):
     assert trainer.step == 1
 
 
+def test_the_first_held_out_completions_are_recorded(llava, tmp_path):
+    config = config_for(llava, tmp_path / "run", GRPO(), eval_steps=1, eval_size=5, log_eval_completions=3, max_steps=2)
+    Trainer(config, task=ToyTask()).run()
+    rows = store.read_eval(tmp_path / "run").to_pylist()
+    assert [(row["step"], row["group"], row["sample"]) for row in rows] == [
+        (s, g, 0) for s in (0, 1, 2) for g in range(3)
+    ]
+    assert [row["example_id"] for row in rows[:3]] == [str(ToyTask().eval(i).get("id", "")) for i in range(3)]
+    for row in rows:
+        assert "".join(row["pieces"]) == row["text"] and row["reward"] is not None and row["advantages"] is None
+        assert row["segment_start"] is None and row["loss_mask"] is None
+        for digest in row["images"]:
+            assert (tmp_path / "run" / "images" / f"{digest}.png").exists()
+    numbers = {
+        m["step"]: m["value"] for m in store.read_metrics(tmp_path / "run").to_pylist() if m["name"] == "eval/problems"
+    }
+    assert numbers == {0: 5, 1: 5, 2: 5}
+    store.forget_after(tmp_path / "run", 1)
+    assert set(store.read_eval(tmp_path / "run")["step"].to_pylist()) == {0, 1}
+    config = config_for(llava, tmp_path / "none", GRPO(), eval_steps=1, eval_size=5, log_eval_completions=0)
+    Trainer(config, task=ToyTask()).run()
+    assert not (tmp_path / "none" / "eval").exists() and not len(store.read_eval(tmp_path / "none"))
+
+
 def test_the_ratio_is_exactly_one_before_the_first_update(llava, tmp_path):
     """METHODS, line 1: in float32, with an old-policy pass of its own."""
     trainer = Trainer(

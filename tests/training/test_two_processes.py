@@ -26,7 +26,7 @@ CONFIGS = ROOT / "configs" / "accelerate"
 #: Flags of each method. Steps that look at the whole batch are among them.
 METHODS = {
     "sapo": "--whiten --critic-learning-rate 1e-3 --eval-steps 2 --eval-size 1 --num-generations-eval 2".split(),
-    "grpo": "--scale-rewards batch --loss-type seq-mean-token-mean".split(),
+    "grpo": "--scale-rewards batch --loss-type seq-mean-token-mean --eval-steps 2 --eval-size 3".split(),
     "spo_tree": "--branch 2 2 --segment-tokens 3".split(),
 }
 
@@ -81,6 +81,10 @@ def same(one: Path, two: Path) -> None:
     assert len(list((two / "rollouts").glob("*.rank1.parquet"))) == 2
     for x, y in zip(a["advantages"], b["advantages"], strict=True):
         assert x == pytest.approx(y, abs=1e-5)
+    held_out = [
+        store.read_eval(run, columns=names[:-3]).sort_by([(n, "ascending") for n in names[:3]]) for run in (one, two)
+    ]
+    assert held_out[0].equals(held_out[1])
     mine, theirs = metrics(two), metrics(one)
     assert mine.keys() == theirs.keys() and theirs[1, "grad_norm"] > 0
     for key, value in theirs.items():
@@ -102,6 +106,8 @@ def test_two_processes_are_one(llava, tmp_path, method):
         size = ["--method", method, "--per-device-train-batch-size", str(8 // processes), "--max-steps", "2"]
         run(llava, tmp_path / str(processes), processes, *METHODS[method], *size)
     same(tmp_path / "1", tmp_path / "2")
+    parts = {len(list((tmp_path / "2" / "eval").glob(f"*.rank{rank}.parquet"))) for rank in (0, 1)}
+    assert parts == {"sapo": {0, 2}, "grpo": {2}, "spo_tree": {0}}[method], "steps 0 and 2, of those who had a problem"
 
 
 @pytest.mark.slow
