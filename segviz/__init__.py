@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from segviz.views.forensics import forensics
     from segviz.views.groups import group
     from segviz.views.lift import lift
+    from segviz.views.over_training import over_training
     from segviz.views.report import report
     from segviz.views.ribbon import ribbon
     from segviz.views.rightness import rightness
@@ -71,6 +72,7 @@ _DOOR = {
     "segviz.views.forensics": ("forensics",),
     "segviz.views.groups": ("group",),
     "segviz.views.lift": ("lift",),
+    "segviz.views.over_training": ("over_training",),
     "segviz.views.report": ("report",),
     "segviz.views.ribbon": ("ribbon",),
     "segviz.views.rightness": ("rightness",),
@@ -83,7 +85,7 @@ _HOME = {name: module for module, names in _DOOR.items() for name in names}
 __all__ = [
     "Rollout", "Run", "SchemaError", "View",
     "annotate", "audit", "board", "boundaries", "compare", "counterfactual", "explore", "follow", "forensics",
-    "group", "lift", "open",
+    "group", "lift", "open", "over_training",
     "read_trl", "read_verl", "report", "ribbon", "rightness", "roles", "staircase", "together", "tree",
 ]  # fmt: skip
 

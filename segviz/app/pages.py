@@ -51,6 +51,16 @@ def report_page(shelf: Shelf, name: str) -> View:
     return report_view(run)
 
 
+def over_training_page(shelf: Shelf, name: str) -> View:
+    """One prompt over training.
+
+    Raises:
+        Missing, SchemaError: the run cannot be read.
+        ValueError: it recorded no evaluations.
+    """
+    return sv.over_training(shelf.open(name))
+
+
 def methods_page(shelf: Shelf, name: str, step: int, group: int, sample: int) -> View:
     """One rollout under every method whose credit is known. Raises as `rollout_page`."""
     run = shelf.open(name)

@@ -155,6 +155,10 @@ def _pages(app: FastAPI, desk: Desk) -> None:
     def report(run: str, theme: str = "") -> Response:
         return _framed(lambda: pages.report_page(desk.shelf, run), theme)
 
+    @app.get("/view/{run}/over_training")
+    def over_training(run: str, theme: str = "") -> Response:
+        return _framed(lambda: pages.over_training_page(desk.shelf, run), theme)
+
     @app.get("/view/{run}/{kind}/{step}/{group}/{sample}")
     def view(run: str, kind: str, step: str, group: str, sample: str, theme: str = "", download: str = "") -> Response:
         if kind not in makers or not all(re.fullmatch(r"\d{1,9}", n) for n in (step, group, sample)):

@@ -21,7 +21,7 @@ from segviz.show.encode import tidy
 from segviz.show.theme import method_label
 from segviz.views.rightness import results_of
 
-KINDS = ("run.json", "metrics", "rollouts", "nodes", "images", "credit")
+KINDS = ("run.json", "metrics", "rollouts", "eval", "nodes", "images", "credit")
 BUSY = 60.0  #: seconds without a new step until a run is called quiet
 
 
@@ -75,9 +75,14 @@ class ShelfRun(Run):
     def image(self, sha: str) -> bytes | None:
         return super().image(sha) if inside(self.path / "images" / f"{sha}.png", self.root) else None
 
+    def evaluations(self, steps: Sequence[int]) -> list[Rollout]:
+        for step in steps:
+            self.check_step(step)
+        return super().evaluations(steps)
+
     def check_step(self, step: int) -> None:
         """Raise Missing where a file of a step is a link that leads outside."""
-        for kind in ("rollouts", "nodes", "credit/*"):
+        for kind in ("rollouts", "eval", "nodes", "credit/*"):
             for path in self.path.glob(f"{kind}/step-{step:06d}.*"):
                 if not inside(path, self.root):
                     raise Missing(f"{path.name} is a link that leads out of {self.root}; it is not followed.")
@@ -155,13 +160,15 @@ class Shelf:
 
     def describe(self, place: Place) -> dict[str, Any]:
         """One run: name, method, label, step, planned, changed (seconds since the epoch), state and its words,
-        credits (other methods whose credit was computed), judged (`segpo bench-credit` held them against the truth)."""
+        credits (other methods whose credit was computed), judged (`segpo bench-credit` held them against the truth),
+        evals (whether held-out completions are recorded)."""
         manifest = self._manifest(place)
         step, changed = last_step(place.path / "metrics", place.root)
         about = {
             "name": tidy(place.name), "path": tidy(str(place.path)), "method": "", "label": "", "step": step,
             "planned": None, "changed": changed, "credits": credits(place),
             "judged": results_of(place.path).is_file(),
+            "evals": inside(place.path / "eval", place.root) and (place.path / "eval").is_dir(),
         }  # fmt: skip
         if isinstance(manifest, str):
             return about | {"state": "unreadable", "words": tidy(manifest)}

@@ -18,6 +18,7 @@ from segpo_core.record.store import (
     ROLLOUT_SCHEMA,
     SchemaError,
     read_credit,
+    read_eval,
     read_manifest,
     read_nodes,
     rollout_steps,
@@ -147,6 +148,26 @@ class Run:
     def steps(self) -> list[int]:
         """Steps whose rollouts are recorded so far."""
         return rollout_steps(self.path)
+
+    @property
+    def eval_steps(self) -> list[int]:
+        """Steps at whose evaluation held-out completions were recorded so far; step 0: before training."""
+        return sorted({step for name in self.files("eval") if (step := step_of(Path(name))) is not None})
+
+    def evaluations(self, steps: Sequence[int]) -> list[Rollout]:
+        """The recorded held-out completions of some evaluations, whole, by step and problem (`group`).
+
+        Raises:
+            SchemaError, OSError: a file cannot be read.
+        """
+        rows = read_eval(self.path, steps).to_pylist()
+        shas = {sha for row in rows for sha in row.get("images") or []}
+        pictures = {sha: data for sha in shas if (data := self.image(sha)) is not None}
+        rows.sort(key=lambda row: (row["step"], row["group"], row["sample"]))
+        return [
+            Rollout(row, {sha: pictures[sha] for sha in row.get("images") or [] if sha in pictures}, self.name)
+            for row in rows
+        ]
 
     @property
     def problems(self) -> list[str]:

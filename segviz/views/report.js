@@ -14,6 +14,7 @@ async function drawReport(data, bus) {
       rest.length ? h("details", {}, h("summary", {}, "Versions and machine"), list(rest)) : null,
       data.problems.map((line) => h("p", { class: "notice" }, visible(line)))),
     data.found ? finding(data.found) : null, gallery,
+    data.over ? h("section", {}, h("h2", {}, data.over.title), drawOverTraining(data.over)) : null,
     h("section", {}, h("h2", {}, data.board.title), drawBoard(data.board, bus)));
   if (data.ribbons.length) await drawGallery(gallery, data, bus);
   else gallery.append(h("p", { class: "notice" }, "No rollouts are recorded yet."));

@@ -21,6 +21,7 @@ from segviz.show.encode import escape, tidy
 from segviz.show.theme import level, symmetric_limit
 from segviz.show.view import View
 from segviz.views.board import board_data, telling
+from segviz.views.over_training import over_training_data
 from segviz.views.ribbon import ribbon_data
 
 Key = tuple[int, int, int]  #: step, group, sample
@@ -100,6 +101,7 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         "sentence": told["sentence"],
         "found": found,
         "board": board,
+        "over": over(run) if rollouts is None else None,
         "tour": guided,
         "gallery": gallery,
         "ribbons": drawn,
@@ -109,6 +111,14 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     lines = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in known)
     answer = "".join(f"<p>{escape(line)}</p>" for line in (told["sentence"], found["said"] if found else "") if line)
     return View("report", title, data, f"<h3>{escape(title)}</h3>{answer}<ul>{lines}</ul>")
+
+
+def over(run: Run) -> dict[str, Any] | None:
+    """The same held-out problems at each evaluation; None where none are recorded, or they cannot be read."""
+    try:
+        return over_training_data(run)[0]
+    except (ValueError, OSError):
+        return None
 
 
 def guide(run: Run) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ class ComparePanel extends Panel {
     this.again = null;
     if (this.mode === "right") return this.right();
     if (!this.runs.length) { this.stage.replaceChildren(empty("No runs yet", "Start one in the tab “Start a run”; what it records can be compared here.")); return; }
-    ({ methods: () => this.methods(), runs: () => this.prompts(2), time: () => this.prompts(1) })[this.mode]();
+    ({ methods: () => this.methods(), runs: () => this.prompts(2), time: () => this.time() })[this.mode]();
   }
 
   select(label, value, names, onchange) {
@@ -127,6 +127,19 @@ class ComparePanel extends Panel {
 
   recolour() { this.again?.(); }
 
+  /** The same held-out problems at each evaluation; of a run that recorded none, the training prompts that came back. */
+  time() {
+    const has = this.runs.filter((run) => run.evals).map((run) => run.name), wanted = address.get().get("cr");
+    if (!has.length || (wanted && this.runs.some((run) => run.name === wanted) && !has.includes(wanted))) { this.prompts(1); return; }
+    const frame = viewFrame(() => {}, "One prompt over training");
+    frame.el.classList.add("tall");
+    const [label, run] = this.select("Run", wanted ?? has[0], this.runs.map((one) => one.name), () => { address.set({ cr: [run.value] }); if (has.includes(run.value)) go(); else this.draw(); });
+    const go = () => frame.to(`/view/${encodeURIComponent(run.value)}/over_training?theme=${theme()}`);
+    this.again = () => { frame.again(); go(); };
+    this.stage.replaceChildren(h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, label), frame.el);
+    go();
+  }
+
   // one prompt in two runs, or over training
 
   prompts(count_) {
@@ -135,7 +148,8 @@ class ComparePanel extends Panel {
     const params = address.get(), said = params.getAll("cr"), pick = [said[0] ?? names[0]];
     if (count_ === 2) pick.push(said[1] ?? names.find((name) => name !== pick[0]));
     const scores = h("div", { class: "found" }), list = h("div", { class: "prompts" }), detail = h("div", { class: "detail" }), search = h("input", { type: "search", placeholder: "part of the prompt's id", "aria-label": "Prompt" });
-    const selects = pick.map((name, i) => this.select(count_ === 2 ? `Run ${"AB"[i]}` : "Run", name, names, () => load()));
+    const turn = () => { if (count_ === 1 && this.runs.some((run) => run.name === selects[0][1].value && run.evals)) { address.set({ cr: [selects[0][1].value] }); this.draw(); } else load(); };
+    const selects = pick.map((name, i) => this.select(count_ === 2 ? `Run ${"AB"[i]}` : "Run", name, names, turn));
     const load = async () => {
       const chosen = selects.map(([, el]) => el.value);
       address.set({ cr: chosen });
@@ -209,7 +223,7 @@ class ComparePanel extends Panel {
         return h("div", { class: "stepline" }, h("span", { class: "quiet" }, `step ${step}`), h("span", { class: "chips" }, here.map(([, chip]) => chip)), h("span", { class: "quiet" }, `${right} of ${here.length} right`));
       });
       const box = h("div", { class: "side" }, h("div", { class: "toolbar" }, h("h3", {}, two ? `${"AB"[chosen.indexOf(run)]}: ` : "", visible(run)), link), h("div", { class: "lines" }, lines), frame.el);
-      if (!two && steps.length === 1) box.prepend(notice(`This run saw the prompt at step ${steps[0]} only. A data set with fewer problems, or more steps, brings prompts back.`));
+      if (!two && steps.length === 1) box.prepend(notice(`This run saw the prompt at step ${steps[0]} only, and recorded no held-out answers (log_eval_completions): a new run does.`));
       if (mine.length) queueMicrotask(() => show(mine.find((row) => row.answer_right === false) ?? mine[0]));
       return box;
     };
