@@ -175,12 +175,12 @@ def test_the_curves_are_smoothed_and_zoomed_together(visit, app):
     tools = page.locator("segpo-live .bo-tools")
     charts = page.locator("segpo-live .live-board > :not(.fresh) figure.chart svg[role=slider]")
     expect(charts.first).to_have_attribute("aria-valuemax", "24")
-    charts.nth(3).scroll_into_view_if_needed()
-    box = charts.nth(3).bounding_box()
-    y = box["y"] + 40
-    page.mouse.move(box["x"] + box["width"] * 0.5, y)
+    expect(page.locator("segpo-live .finding")).to_be_visible()  # everything above the curves is there
+    chart = charts.nth(3)
+    wide = chart.bounding_box()["width"]
+    chart.hover(position={"x": 0.5 * wide, "y": 40})
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.8, y, steps=4)
+    chart.hover(position={"x": 0.8 * wide, "y": 40})
     page.mouse.up()
     first, last = (int(tools.get_by_label(f"{end} step shown").input_value()) for end in ("First", "Last"))
     assert 5 < first < last < 24

@@ -47,6 +47,7 @@ def made(folder):
         "forensics": sv.forensics(run, 1),
         "counterfactual": sv.View("counterfactual", QUESTION, data, _fallback(data)),
         "rightness": sv.rightness(),
+        "over_training": sv.over_training(run),
         "report": sv.report(run),
         "together": sv.together(sv.ribbon(rollout), sv.staircase(rollout), title="Two"),
     }
@@ -54,7 +55,7 @@ def made(folder):
 
 KINDS = (
     "ribbon", "staircase", "compare", "group", "tree", "roles", "boundaries", "board", "boards", "forensics",
-    "counterfactual", "rightness", "report", "together",
+    "counterfactual", "rightness", "over_training", "report", "together",
 )  # fmt: skip
 
 

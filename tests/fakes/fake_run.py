@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from segpo_core.record.store import Recorder, image_digest
+from segpo_core.record.store import CREDIT_SCHEMA, Recorder, image_digest
 
 #: Texts that must stay text wherever they are shown.
 HOSTILE = (
@@ -214,6 +214,26 @@ def long_row(tokens: int, step: int = 1, group: int = 91) -> dict:
                error_kind="reasoning")  # fmt: skip
 
 
+def evaluation(step: int, p: float, method: str) -> tuple[list[dict], dict]:
+    """What is said to four held-out problems when a share `p` of training is done: ever more of them right."""
+    rows, images = [], {}
+    for group in range(4):
+        rng = random.Random(f"held out {group}")
+        objects, question, colour, answer = problem(rng)
+        image = picture(objects)
+        digest = image_digest(image)
+        images[digest] = image
+        prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        text, truth = completion(
+            rng, objects, colour, "right" if group < 4 * p else ("perception", "reasoning")[group % 2]
+        )
+        told = row(step, group, 0, text, reward=float(truth["answer_right"]), method=method, truth=truth,
+                   prompt=json.dumps(prompt), images=[digest], answer=str(answer),
+                   example_id=f"shapes/eval/{group}")  # fmt: skip
+        rows.append(told | dict.fromkeys(CREDIT_SCHEMA.names[4:]))
+    return rows, images
+
+
 def write_run(path: Path, method: str = "sapo", steps: int = 24, seed: int = 0, groups: int = 3, samples: int = 4,
               rollouts: bool = True, extra: list[dict] | None = None) -> Path:  # fmt: skip
     """A run whose answers get better while it slowly stops looking. Rollouts are recorded every fourth step."""
@@ -244,6 +264,8 @@ def write_run(path: Path, method: str = "sapo", steps: int = 24, seed: int = 0, 
             if method == "sapo":
                 numbers |= {"value_loss": 0.12 * math.exp(-2 * p), "explained_variance": 0.7 * p + rng.gauss(0, 0.03)}
         recorder.metrics(step, numbers)
+        if rollouts and "eval/answer" in numbers:
+            recorder.evaluation(step, *evaluation(step, p, method))
         if not rollouts or step == 0 or (step - 1) % 4:
             continue
         rows, images = [], {}
