@@ -96,6 +96,7 @@ def read(run: Path) -> None:
     for step in store.rollout_steps(run)[-1:]:
         try:
             store.read_rollouts(run, [step])
+            store.read_eval(run, [step])
             store.read_nodes(run, [step])
         except FileNotFoundError:  # a resumed run takes back what it makes again
             pass
@@ -203,7 +204,7 @@ def difference(one: Path, two: Path) -> str | None:
     a, b = (_numbers(run) for run in (one, two))
     if a != b:
         return f"metrics: {sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))[:3]}"
-    for reader in (store.read_rollouts, store.read_nodes):
+    for reader in (store.read_rollouts, store.read_eval, store.read_nodes):
         if not reader(one).equals(reader(two)):
             return reader.__name__
     names = [sorted(p.name for p in (run / "images").iterdir()) for run in (one, two)]
