@@ -9,7 +9,7 @@ EXTRAS := dev
 STAMP  := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text test lint docs bench clean chromium
+.PHONY: help setup demo demo-text test lint docs pictures bench clean chromium
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,11 @@ lint: $(STAMP) ## check style and types with ruff and mypy
 docs: $(STAMP) ## put the documentation together as a site, build/site
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
 	@$(BIN)/python docs/make_site.py && $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
+
+# All of one run of the demo (GRPO beside it), which is made first unless RUN names one.
+pictures: $(STAMP) chromium ## make the README's pictures anew, ten minutes (RUN=runs/demo: of a run that is there)
+	@$(if $(RUN),,rm -rf build/runs && $(BIN)/segpo demo --no-app --output-dir build/runs/demo)
+	@$(BIN)/python docs/make_pictures.py $(or $(RUN),build/runs/demo) && $(BIN)/python docs/make_walkthrough.py $(or $(RUN),build/runs/demo)
 
 torture: $(STAMP) ## kill runs, break disks, make files wrong (SEED=0 SHARE=1 PARTS="disks kills files"), into benchmarks/RESULTS.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --seed $(or $(SEED),0) --share $(or $(SHARE),1) $(if $(PARTS),--parts $(PARTS))

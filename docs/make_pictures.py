@@ -1,11 +1,8 @@
-r"""The README's pictures of views and curves. Needs a Chromium and these runs (five minutes on two cores):
+"""The README's pictures of views and curves, all of one run of the demo: `make pictures` trains it and calls this.
 
-    segpo demo --no-app
-    segpo train --config configs/demo.yaml --method spo_tree --branch 4 4 4 --per-device-train-batch-size 64 \
-        --max-steps 6 --output-dir runs/spo_tree
-    python docs/make_pictures.py
+    python docs/make_pictures.py [RUN]      # RUN: what `segpo demo` wrote, with RUN-grpo beside it; default: runs/demo
 
-What has no run is left as it is, and said.
+Needs a Chromium. What the run cannot show is left as it is, and said; so is what the README says in figures.
 """
 
 import os
@@ -17,10 +14,11 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 import segviz as sv
+from segviz.parts.scoreboard import scoreboard, sentence
+from segviz.parts.story import story
 from segviz.views.report import guide
 
 DOCS = Path(__file__).resolve().parent
-RUNS = DOCS.parent / "runs"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 
 
@@ -38,22 +36,24 @@ def widest(run: sv.Run) -> tuple[int, int]:
     return max(trained, key=trained.get)
 
 
-def ribbon() -> sv.View:
-    run = sv.open(RUNS / "demo")
+def run_of(argv: list[str]) -> Path:
+    """The demo's run that was named."""
+    return Path(argv[1]) if len(argv) > 1 else DOCS.parent / "runs" / "demo"
+
+
+def ribbon(run: sv.Run) -> sv.View:
     return sv.ribbon(run.rollout(*stop(run, "Seeing error found")))
 
 
-def curves() -> sv.View:
-    return sv.board([sv.open(RUNS / name) for name in ("demo-grpo", "demo")])
+def curves(run: sv.Run) -> sv.View:
+    return sv.board([sv.open(run.path.with_name(f"{run.path.name}-grpo")), run])
 
 
-def compare() -> sv.View:
-    run = sv.open(RUNS / "demo")
+def compare(run: sv.Run) -> sv.View:
     return sv.compare(run.credits(*stop(run, "Reckoning error found")))
 
 
-def tree() -> sv.View:
-    run = sv.open(RUNS / "spo_tree")
+def tree(run: sv.Run) -> sv.View:
     return sv.tree(run, *widest(run))
 
 
@@ -80,13 +80,17 @@ def main() -> None:
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if not found:
         sys.exit("needs a Chromium (or CHROMIUM=/path/to/it)")
+    run = sv.open(run_of(sys.argv))
+    print(f"{story(run)['sentence']}\n{sentence(scoreboard(run))}")
+    for line in scoreboard(run)["lines"]:
+        print(f"  {line['label']}: {line['share']:.0%} of {line['named']}, by chance {line['chance']:.0%}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         page = browser.new_page(viewport={"width": 1180, "height": 900}, device_scale_factor=1.5)
         for name, (make, selector, height) in PICTURES.items():
             try:
-                shoot(page, make(), selector, height, DOCS / f"{name}.png")
-            except (sv.SchemaError, FileNotFoundError, StopIteration) as missing:
+                shoot(page, make(run), selector, height, DOCS / f"{name}.png")
+            except (ValueError, FileNotFoundError, StopIteration) as missing:
                 print(f"{name}.png is left as it is: {missing or 'its run names no such place'}")
         browser.close()
 

@@ -1,8 +1,8 @@
-"""The README's walk through the app, as a small animation. Needs a Chromium and the runs of docs/make_pictures.py:
+"""The README's walk through the app, as a small animation. `make pictures` calls it; needs a Chromium and a demo's run:
 
-    python docs/make_walkthrough.py
+    python docs/make_walkthrough.py [RUN]      # default: runs/demo
 
-Starts the app beside nothing but the runs in runs/, goes through its tabs as a reader would, and writes docs/app.gif.
+Starts the app beside the runs of that folder, goes through its tabs as a reader would, and writes docs/app.gif.
 """
 
 import io
@@ -13,11 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from make_pictures import run_of, stop
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+import segviz as sv
+
 DOCS = Path(__file__).resolve().parent
-RUNS = DOCS.parent / "runs"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 SIZE, SHOWN = (1280, 860), (960, 645)  #: of the page, and of the picture
 STAY = 2600  #: ms that a picture stays
@@ -48,7 +50,9 @@ def walk(page: Page, url: str):
     yield
     page.goto(url)
     page.get_by_role("tab", name="Playground").click()
-    page.get_by_label("Model").select_option(index=[i for i, n in enumerate(models(page)) if n.startswith("demo")][0])
+    page.get_by_label("Model").select_option(
+        index=[i for i, n in enumerate(models(page)) if n.startswith(run_of(sys.argv).name)][0]
+    )
     page.get_by_role("button", name="Ask", exact=True).click()
     page.frame_locator("iframe >> visible=true").first.locator(".t").first.wait_for(timeout=90_000)
     page.wait_for_timeout(2500)
@@ -68,20 +72,18 @@ def models(page: Page) -> list[str]:
 
 def telling() -> str:
     """A rollout that is worth opening, as the app's address names it."""
-    from make_pictures import stop
-
-    import segviz as sv
-
-    step, group, sample = stop(sv.open(RUNS / "demo"), "Seeing error found")
-    return f"run=demo&step={step}&group={group}&sample={sample}"
+    run = sv.open(run_of(sys.argv))
+    step, group, sample = stop(run, "Seeing error found")
+    return f"run={run.path.name}&step={step}&group={group}&sample={sample}"
 
 
 def main() -> None:
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not found or not (RUNS / "demo").exists():
-        sys.exit("needs a Chromium (or CHROMIUM=/path/to/it) and the runs that docs/make_pictures.py names")
-    command = [sys.executable, "-m", "segpo_core.cli", "app", RUNS.name, "--port", "0"]
-    app = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=RUNS.parent)
+    run = run_of(sys.argv).resolve()
+    if not found or not run.exists():
+        sys.exit("needs a Chromium (or CHROMIUM=/path/to/it) and a run of the demo, see docs/make_pictures.py")
+    command = [sys.executable, "-m", "segpo_core.cli", "app", run.parent.name, "--port", "0"]
+    app = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=run.parent.parent)
     frames = []
     try:
         url = re.search(r"http://\S+", app.stderr.readline())[0]

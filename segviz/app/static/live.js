@@ -23,7 +23,12 @@ class LivePanel extends Panel {
       h("section", { class: "newest", "aria-label": "Newest rollouts" }, this.heading = h("h2", {}, "What it says"),
         h("p", { class: "quiet" }, "Of each prompt of the newest step, the completion with the strongest credit. Bars up: praised; down: blamed. Click one to see why."), this.cards),
       this.found, h("section", { class: "curves", "aria-label": "Curves" }, this.board));
-    this.root.append(this.picker, h("div", { class: "toolbar" }, this.pause, this.status), this.notes, this.body);
+    const lead = h("details", { class: "lead-in" }, h("summary", {}, "What am I looking at?"),
+      h("p", {}, "A model is being trained: it writes answers, and each answer earns one reward. The method of the run deals that reward out over the words that were written: ",
+        h("b", {}, "credit"), ". Words above the line are praised and will be said more often, words below it are blamed. Below stand: what has become of the run, what the model says just now and where it goes wrong, "
+        + "whether the blame lies where the error is, and the curves."),
+      h("p", {}, h("b", {}, "Perception right"), ": what it says about the picture is so. ", h("b", {}, "Grounded"), ": that and the answer are right. A model can learn to answer without looking; only the two together show it. “95 %” is the range in which the true share lies with that confidence."));
+    this.root.append(this.picker, h("div", { class: "toolbar" }, this.pause, this.status, lead), this.notes, this.body);
     this.body.append(h("div", { class: "loading wide", role: "status" }, "Reading the runs…"));
     this.polls = [
       new Poll(this, () => "/segpo/api/runs", 1000, (data, error) => this.shelf(data, error)),
