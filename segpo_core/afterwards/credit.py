@@ -174,10 +174,10 @@ class Run:
         return [recorded_example(row, self.images(row["images"])) for _, row in sorted(first.items())]
 
     def images(self, names: Sequence[str]) -> dict[str, bytes]:
-        """sha256 -> PNG, of those that are there."""
+        """sha256 -> file, of those that are there."""
         hexadecimal = [name for name in names if name and not set(name) - set("0123456789abcdef")]  # no other path
-        paths = {name: self.directory / "images" / f"{name}.png" for name in hexadecimal}
-        return {name: store.read_plain(path) for name, path in paths.items() if path.is_file()}
+        paths = {name: store.image_file(self.directory, name) for name in hexadecimal}
+        return {name: store.read_plain(path) for name, path in paths.items() if path is not None and path.is_file()}
 
     def measure(self, method: Method, rollouts: Rollouts, examples: list[dict], step: int, first: int) -> None:
         """Fill in what the method reads and the record lacks."""

@@ -6,7 +6,7 @@
       rollouts/step-000012.rank0.parquet     one row a completion, columns of `ROLLOUT_SCHEMA`
       eval/step-000025.rank0.parquet         a few held-out completions, the same columns, no credit
       nodes/step-000012.rank0.parquet        trees and chains: one row a state, columns of `NODE_SCHEMA`
-      images/<sha256>.png                    each image once, as the model received it
+      images/<sha256>.png                    each image once, as the model received it (.jpg where a JPEG is just that)
       checkpoints/step-000012/               see checkpoint.py
 
 Every file appears by atomic rename: it is complete, or not there. A reader may look at any time. Recording never
@@ -35,7 +35,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from segpo_core.pictures import as_rgb
+from segpo_core.pictures import as_rgb, jpeg_of
 from segpo_core.record.files import (
     SchemaError,
     read_plain,
@@ -51,6 +51,7 @@ from segpo_core.record.metrics import metric_steps as metric_steps
 from segpo_core.record.metrics import read_metrics as read_metrics
 
 SCHEMA_VERSION = 1
+IMAGE_SUFFIXES = (".png", ".jpg")
 log = logging.getLogger(__name__)
 
 _floats, _ints = pa.list_(pa.float32()), pa.list_(pa.int32())
@@ -229,10 +230,11 @@ class Recorder:
     def _completions(self, kind: str, step: int, rows: list[dict[str, Any]], images: dict[str, Image.Image]) -> None:
         with self._counted(step, kind):
             for digest, image in images.items():
-                path = self.directory / "images" / f"{digest}.png"
-                if not path.exists():
+                if image_file(self.directory, digest) is None:
+                    jpeg = jpeg_of(image)  # encoding a photograph takes far longer than reading one
+                    path = self.directory / "images" / f"{digest}{'.png' if jpeg is None else '.jpg'}"
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(path, png_bytes(image))
+                    write_atomic(path, png_bytes(image) if jpeg is None else jpeg)
             self._write(self._file(kind, step), rows, ROLLOUT_SCHEMA)
 
     def nodes(self, step: int, rows: list[dict[str, Any]]) -> None:
@@ -267,6 +269,12 @@ def _lives(process: int) -> bool:
     except OSError:  # somebody else's
         return True
     return process != os.getpid()
+
+
+def image_file(directory: str | Path, digest: str) -> Path | None:
+    """Where an image of a run lies; None where it is not there."""
+    places = (Path(directory) / "images" / f"{digest}{suffix}" for suffix in IMAGE_SUFFIXES)
+    return next((path for path in places if path.exists()), None)
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segpo_core.pictures import as_rgb
+from segpo_core.pictures import as_rgb, remember
 from segpo_core.tasks.rewards import answer_reward, load_reward, math_reward, wants
 from segpo_core.tasks.rows import Rows, read_rows, rows_of
 
@@ -322,6 +322,6 @@ def _open(value: Any, folder: Path, where: str) -> Image.Image:
             value = path.read_bytes()
         image = Image.open(io.BytesIO(value))
         image.load()
-        return as_rgb(image)
+        return remember(image, value)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where}: the image {path or 'in the row'} does not open: {error}") from error

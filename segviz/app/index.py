@@ -8,6 +8,7 @@ forgets what a resumed or deleted run took back. Run directories are only read.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 READ = (
     "step group sample method example_id reward finished answer_right perception_right reasoning_right error_kind "
-    "segment_end segment_advantage text prompt"
+    "segment_end segment_advantage text prompt columns truth"
 ).split()
 _SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in READ])
 
@@ -41,8 +43,9 @@ CREATE TABLE rollouts (
   run INTEGER, file INTEGER, step INTEGER, "group" INTEGER, sample INTEGER, method VARCHAR, example_id VARCHAR,
   reward FLOAT, finished BOOLEAN, answer_right BOOLEAN, perception_right BOOLEAN, reasoning_right BOOLEAN,
   error_kind VARCHAR, tokens INTEGER, segments INTEGER, lowest FLOAT, highest FLOAT, spread FLOAT, text VARCHAR,
-  question VARCHAR)
+  question VARCHAR, kind VARCHAR, wrong VARCHAR)
 """
+WORD = 60  #: characters of a kind of question, and of the first wrong words
 TEXT = 4000  #: characters of a completion that are searched: a million long ones would fill the disk a second time
 
 # A credit that is not a finite number says nothing about the spread.
@@ -50,7 +53,7 @@ _INSERT = f"""
 INSERT INTO rollouts
 SELECT run, file, step, "group", sample, method, example_id, reward, finished, answer_right, perception_right,
   reasoning_right, error_kind, segment_end[-1], len(segment_end), list_min(credit), list_max(credit),
-  list_max(credit) - list_min(credit), left(text, {TEXT}), left(question, {TEXT})
+  list_max(credit) - list_min(credit), left(text, {TEXT}), left(question, {TEXT}), kind, wrong
 FROM (SELECT *, list_filter(segment_advantage, lambda x: isfinite(x)) AS credit FROM batch)
 """
 
@@ -173,7 +176,12 @@ class Index:
             table = read_table(run.watch.folder / name, _SCHEMA)
             asked = cache(question)  # a group shares its prompt
             questions = pa.array(map(asked, table["prompt"].to_pylist()), pa.string())
-            return table.drop_columns("prompt").append_column("question", questions)
+            kinds = pa.array(map(cache(_kind), table["columns"].to_pylist()), pa.string())
+            wrong = pa.array(map(_wrong, table["truth"].to_pylist(), table["text"].to_pylist()), pa.string())
+            table = table.drop_columns(["prompt", "columns", "truth"])
+            for name, column in (("question", questions), ("kind", kinds), ("wrong", wrong)):
+                table = table.append_column(name, column)
+            return table
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
@@ -201,3 +209,26 @@ class Index:
                         run.problems["index"] = f"The index of rollouts stopped growing: {error}"
                         run.todo.clear()
                 time.sleep(0.01)
+
+
+def _kind(columns: str | None) -> str | None:
+    """The kind of question, where the example says one."""
+    found = _decoded(columns).get("kind")
+    return tidy(found)[:WORD] if isinstance(found, str) else None
+
+
+def _wrong(truth: str | None, text: str | None) -> str | None:
+    """The words of the first true error."""
+    error = _decoded(truth).get("first_error")
+    try:
+        return tidy((text or "")[int(error["start"]) : int(error["end"])].strip())[:WORD] or None
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def _decoded(said: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(said or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -30,8 +30,10 @@ from segviz.views.report import THUMBNAIL
 CARDS = 8  #: newest rollouts of one run
 TEXT = 220  #: characters of a card's question
 AROUND = 36, 24  #: characters shown before and after the word where a completion goes wrong
+APART = 5  #: runs that were chosen stand apart; more of them than there are colours are told by method
 
-#: Charts of metrics that belong together: title, hint, share of 1, [(label, metric)].
+#: Charts of metrics that belong together: title, hint, share of 1, [(label, metric)]. A metric that another chart
+#: shows keeps its colour; the others have those that are left.
 GATHERED = (
     (
         "Is it the seeing or the reasoning?",
@@ -66,11 +68,13 @@ class Live:
         self._pages, self._cards, self._shelves = Kept(16), Kept(32), Kept(1)
 
     def runs(self) -> str:
-        """JSON of the shelf: runs, and where they are looked for. Looked at twice a second at most."""
+        """JSON of the shelf: runs, where they are looked for, what is left out. Looked at twice a second at most."""
         roots = [tidy(name) for name in self.shelf.names]
-        return self._shelves.get(
-            int(2 * time.monotonic()), lambda: plain_json({"runs": self.shelf.described(), "roots": roots})
-        )
+
+        def made() -> str:
+            return plain_json({"runs": self.shelf.described(), "roots": roots, "left_out": self.shelf.left_out})
+
+        return self._shelves.get(int(2 * time.monotonic()), made)
 
     def page(self, names: Sequence[str]) -> str:
         """JSON of some runs.
@@ -107,7 +111,7 @@ class Live:
                 for run, indexed in zip(runs, known, strict=True)
                 for text in dict.fromkeys([*run.log.problems.values(), *indexed.problems.values(), *run.problems])
             ]
-            board = gathered(board_data(runs, "")) if runs else None
+            board = gathered(board_data(runs, "", apart=len(runs) <= APART)) if runs else None
             if board:
                 board["status"] = []  # the story says how far each is
             found = boards[0][0] if len(boards) == 1 else side_by_side(
@@ -253,7 +257,7 @@ def gathered(board: dict[str, Any]) -> dict[str, Any]:
         lines = []
         for place, (label, metric) in enumerate(wanted):
             for line in alone[metric]["lines"] if metric in alone else _within(board, metric):
-                style = line["style"] if several else place
+                style = line["style"] if several or metric not in alone else (place + 2 if share else place)
                 lines.append(line | {"label": line["label"] if several else label, "panel": label, "style": style})
         if lines:
             board["charts"].append({"title": title, "hint": hint, "share": share, "panels": several, "lines": lines})

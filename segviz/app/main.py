@@ -19,7 +19,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 
-from segviz.app import compare, live, look, playground, rollouts, start  # noqa: E402
+from segviz.app import compare, inspecting, live, look, playground, rollouts, start  # noqa: E402
 from segviz.app.server import Desk, serve  # noqa: E402
 
 PORT = 7860
@@ -29,8 +29,9 @@ AUTH = "SEGPO_AUTH"  #: the environment's USER:PASSWORD
 #: The tabs, in order: title, and what fills them.
 TABS = (
     ("Live", lambda desk: live.tab()),
-    ("Rollouts", lambda desk: rollouts.tab(desk.shelf, desk.index)),
+    ("Rollouts", lambda desk: rollouts.tab(desk.shelf, desk.index, desk.notes)),
     ("Compare", lambda desk: compare.tab()),
+    ("Inspect", lambda desk: inspecting.tab()),
     ("Playground", lambda desk: playground.tab()),
     ("Start a run", lambda desk: start.tab(desk.starter)),
 )

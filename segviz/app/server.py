@@ -6,6 +6,7 @@ Rules that hold for every request stand in `Guard`, around everything, Gradio's 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -13,27 +14,35 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
-from segpo_core.record.store import SchemaError
-from segviz.app import look, pages, playground
+from segviz.app import inspecting, look, pages, playground
 from segviz.app.compare import occurrences, prompts
+from segviz.app.exports import export, failures
 from segviz.app.guard import Guard
 from segviz.app.index import Index
 from segviz.app.live import Live
+from segviz.app.notes import Changed, Notes
 from segviz.app.rollouts import Question, ask
 from segviz.app.shelf import Missing, Shelf
 from segviz.app.start import Starter
 from segviz.app.studio import Studio
 from segviz.app.thumbs import small_png
-from segviz.show.encode import escape, plain_json
+from segviz.app.uploads import body
+from segviz.show import figures
+from segviz.show.encode import escape, plain_json, tidy
 from segviz.show.theme import css, script
 from segviz.show.view import View
 
 #: What our own scripts use of the renderer.
 EXPORTS = "export { render, h, s, num, signed, visible, known, strip, tile, finding };"
-SCRIPTS = ("core.js", "live.js", "frame.js", "table.js", "compare.js", "scene.js", "playground.js")
+SCRIPTS = (
+    "core.js", "live.js", "frame.js", "notes.js", "table.js", "compare.js", "inspect.js", "scene.js", "playground.js"
+)  # fmt: skip
+LARGEST_NOTE = 32 * 2**10  #: bytes
 RUNS = 12  #: runs that one question may name
 #: A page of a rollout may not even touch this server's other pages, should a text get out of its place.
 SANDBOX = "sandbox allow-scripts; frame-ancestors 'self'"
@@ -46,7 +55,9 @@ class Desk:
         self.shelf, self.index = Shelf(roots), Index()
         self.live = Live(self.shelf, self.index)
         self.starter = Starter(self.shelf.roots[0])
+        self.notes = Notes()
         self.studio = Studio(self.shelf)
+        self.inspector = inspecting.Inspector(self.shelf)
 
     def __enter__(self) -> Desk:
         return self
@@ -116,7 +127,7 @@ def _data(app: FastAPI, desk: Desk) -> None:
         """A picture of a run, small: only its pixels travel, whatever else the file holds."""
         try:
             made = small_png(shelf.open(run).image(sha))
-        except (Missing, SchemaError, OSError):
+        except (Missing, ValueError, OSError):
             made = None
         kept = {"Cache-Control": "private, max-age=86400, immutable"}  # named by what it shows
         return Response(made, media_type="image/png", headers=kept) if made else _nothing()
@@ -131,7 +142,35 @@ def _data(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/segpo/api/rollouts")
     def table(request: Request) -> Response:
-        return _told(lambda: _same(request, plain_json(ask(shelf, index, Question.parse(request.query_params)))))
+        asked = Question.parse
+        return _told(lambda: _same(request, plain_json(ask(shelf, index, asked(request.query_params), desk.notes))))
+
+    @app.get("/segpo/api/failures")
+    def failed(request: Request) -> Response:
+        asked = Question.parse
+        return _told(
+            lambda: _same(request, plain_json(failures(shelf, index, asked(request.query_params), desk.notes)))
+        )
+
+    @app.get("/segpo/api/table.{form}")
+    def table_file(form: str, request: Request) -> Response:
+        def made() -> Response:
+            path = export(shelf, index, Question.parse(request.query_params), form, desk.notes)
+            return FileResponse(path, filename=f"rollouts.{form}", background=BackgroundTask(path.unlink, True))
+
+        return _told(made)
+
+    @app.post("/segpo/api/note")
+    async def note(request: Request) -> Response:
+        try:
+            raw = json.loads(await body(request, LARGEST_NOTE, "note"))
+        except (ValueError, RecursionError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return await run_in_threadpool(lambda: _told(lambda: JSONResponse(_noted(desk, raw))))
+
+    @app.get("/segpo/api/steps")
+    def steps(run: str = "") -> Response:
+        return _told(lambda: JSONResponse(inspecting.steps_of(shelf, run)))
 
     @app.get("/segpo/api/prompts")
     def shared_prompts(request: Request) -> Response:
@@ -144,8 +183,26 @@ def _data(app: FastAPI, desk: Desk) -> None:
         return _told(lambda: _same(request, plain_json({"rows": occurrences(shelf, index, names(request), example)})))
 
 
+def _noted(desk: Desk, raw: Any) -> dict[str, Any]:
+    """Keep the note that is asked for: run, step, group, sample, note, labels, seen (the version it replaces)."""
+    if not isinstance(raw, dict):
+        raise ValueError("The note must be a JSON object.")
+    labels, texts = raw.get("labels"), [raw.get(name, "") for name in ("run", "note", "seen")]
+    ids = [raw.get(name) for name in ("step", "group", "sample")]
+    if not all(type(one) is int and 0 <= one < 2**31 for one in ids) or not all(isinstance(t, str) for t in texts):
+        raise ValueError("A note names run, step, group and sample, and is a text.")
+    if not isinstance(labels, list) or not all(isinstance(one, str) for one in labels):
+        raise ValueError("labels must be a list of texts.")
+    run, text, seen = texts
+    place = desk.shelf.place(run)
+    kept = desk.notes.write(desk.shelf.identity(place), (ids[0], ids[1], ids[2]), text, labels, seen)
+    return kept.told() | {"file": str(desk.notes.path)}
+
+
 def _pages(app: FastAPI, desk: Desk) -> None:
-    makers = {"rollout": pages.rollout_page, "methods": pages.methods_page}
+    makers = {
+        "rollout": pages.rollout_page, "methods": pages.methods_page, "boundaries": inspecting.boundaries_page
+    }  # fmt: skip
 
     @app.get("/view/rightness")
     def rightness(run: str = "", theme: str = "") -> Response:
@@ -160,13 +217,16 @@ def _pages(app: FastAPI, desk: Desk) -> None:
         return _framed(lambda: pages.over_training_page(desk.shelf, run), theme)
 
     @app.get("/view/{run}/{kind}/{step}/{group}/{sample}")
-    def view(run: str, kind: str, step: str, group: str, sample: str, theme: str = "", download: str = "") -> Response:
+    def view(
+        run: str, kind: str, step: str, group: str, sample: str, theme: str = "", download: str = "", cut: str = ""
+    ) -> Response:
         if kind not in makers or not all(re.fullmatch(r"\d{1,9}", n) for n in (step, group, sample)):
             return _sorry("There is no such page.", 404)
-        more = {"heading": True} if download and kind == "rollout" else {}
+        more: dict[str, Any] = {"heading": True} if download and kind == "rollout" else {}
+        more |= {"cut": cut} if kind == "boundaries" else {}
         try:
             made = makers[kind](desk.shelf, run, int(step), int(group), int(sample), **more)
-        except (Missing, SchemaError, KeyError) as error:
+        except (Missing, KeyError, ValueError) as error:
             return _sorry(str(error.args[0] if error.args else error), 404)
         except OSError as error:  # deleted while it was read
             return _sorry(f"The run cannot be read just now: {error}", 503)
@@ -176,13 +236,32 @@ def _pages(app: FastAPI, desk: Desk) -> None:
             headers["Content-Disposition"] = f'attachment; filename="{file}"'
         return HTMLResponse(_page(made, theme), 200, headers | {"Content-Security-Policy": SANDBOX})
 
+    @app.get("/inspect/{run}/forensics/{step}")
+    def forensics(run: str, step: str, theme: str = "") -> Response:
+        if not re.fullmatch(r"\d{1,9}", step):
+            return _sorry("There is no such page.", 404)
+        return _framed(lambda: desk.inspector.forensics(run, int(step)), theme)
+
+    @app.get("/inspect/{run}/{kind}")
+    def figure(run: str, kind: str, theme: str = "", narrow: str = "") -> Response:
+        try:
+            page = desk.inspector.figure(run, kind, bool(narrow), theme)
+        except (Missing, ValueError) as error:
+            return _sorry(str(error), 404)
+        except OSError as error:
+            return _sorry(f"The run cannot be read just now: {error}", 503)
+        headers = {"Cache-Control": "no-store", "Content-Security-Policy": f"{figures.policy()}; {SANDBOX}"}
+        return HTMLResponse(page, 200, headers)
+
 
 def _framed(make: Callable[[], View], theme: str) -> Response:
     """The page of a view that is made now, or why there is none."""
     try:
         made = make()
-    except (Missing, ValueError, OSError) as error:
+    except (Missing, ValueError) as error:
         return _sorry(str(error), 404)
+    except OSError as error:
+        return _sorry(f"The run cannot be read just now: {error}", 503)
     headers = {"Cache-Control": "no-store", "Content-Security-Policy": SANDBOX}
     return HTMLResponse(_page(made, theme), 200, headers)
 
@@ -216,6 +295,10 @@ def _told(answer: Callable[[], Response]) -> Response:
         return JSONResponse({"error": str(error)}, 404)
     except ValueError as error:
         return JSONResponse({"error": str(error)}, 400)
+    except Changed as error:
+        return JSONResponse({"error": str(error)}, 409)
+    except OSError as error:
+        return JSONResponse({"error": tidy(f"The file cannot be written or read: {error}")}, 503)
 
 
 def _same(request: Request, text: str, kind: str = "application/json") -> Response:

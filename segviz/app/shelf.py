@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segpo_core.record.store import SchemaError, read_manifest, step_of
+from segpo_core.record.store import IMAGE_SUFFIXES, SchemaError, read_manifest, step_of
 from segviz.app.metrics import MetricLog
 from segviz.runs.run import Rollout, RolloutTable, Run, Series
 from segviz.show.encode import tidy
@@ -73,7 +73,8 @@ class ShelfRun(Run):
         return super().rollouts_at(step)
 
     def image(self, sha: str) -> bytes | None:
-        return super().image(sha) if inside(self.path / "images" / f"{sha}.png", self.root) else None
+        paths = (self.path / "images" / f"{sha}{suffix}" for suffix in IMAGE_SUFFIXES)
+        return super().image(sha) if all(inside(path, self.root) for path in paths) else None
 
     def evaluations(self, steps: Sequence[int]) -> list[Rollout]:
         for step in steps:
@@ -94,6 +95,7 @@ class Shelf:
     def __init__(self, roots: Sequence[str | Path]):
         self.roots = [Path(root).resolve() for root in roots]
         self.names = [str(root) for root in roots]  #: as they were given, for people
+        self.left_out: list[str] = []  #: what `places` found and does not show, and why
         self._logs: dict[Path, MetricLog] = {}
         self._manifests: dict[Path, tuple[tuple, dict[str, Any] | str]] = {}
         self._lock = threading.Lock()
@@ -101,6 +103,7 @@ class Shelf:
     def places(self) -> dict[str, Place]:
         """Name -> place, by name. A directory is a run when it holds run.json, or what a run without it would hold."""
         found: list[tuple[Path, Path]] = []
+        left_out: list[str] = []
         for root in self.roots:
             if _like_run(root):
                 found.append((root, root))
@@ -108,9 +111,22 @@ class Shelf:
             try:
                 with os.scandir(root) as entries:
                     paths = sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
-                found += [(path, root) for path in paths if inside(path, root) and path.is_dir() and _like_run(path)]
-            except OSError:
+            except FileNotFoundError:  # nothing was recorded yet
                 continue
+            except OSError as error:
+                left_out.append(f"{root} cannot be read: {error.strerror}")
+                continue
+            for path in paths:
+                if not inside(path, root):
+                    left_out.append(f"{printable(path.name)} is a link that leads out of {root}; it is not followed.")
+                    continue
+                try:
+                    if path.is_dir() and _like_run(path):
+                        os.listdir(path)
+                        found.append((path, root))
+                except OSError as error:
+                    left_out.append(f"{printable(path.name)} cannot be read: {error.strerror}")
+        self.left_out = [tidy(words) for words in left_out]
         places: dict[str, Place] = {}
         for path, root in found:
             name = printable(path.name)
@@ -184,6 +200,12 @@ class Shelf:
             words = "started, then no step" if quiet else "started, no step yet"
             return about | {"state": "quiet" if quiet else "running", "words": words}
         return about | {"state": "quiet" if quiet else "running", "words": f"{of}, no news" if quiet else of}
+
+    def identity(self, place: Place) -> str:
+        """What a run is known by wherever its folder lies: the folder's name, and when it was started."""
+        manifest = self._manifest(place)
+        started = manifest.get("started") if isinstance(manifest, dict) else None
+        return f"{printable(place.path.name)}@{started or ''}"
 
     def _manifest(self, place: Place) -> dict[str, Any] | str:
         """run.json, or why it cannot be read."""

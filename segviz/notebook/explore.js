@@ -1,5 +1,16 @@
 // --- the list of rollouts, and a line that says how things stand ---------------------------------------------------
 
+/** The handles of ipywidgets' sliders beside the list have no names: they get those of their labels. */
+function nameSliders(root, tries = 50) {
+  const handles = root.closest(".widget-vbox")?.querySelectorAll(".widget-hslider .noUi-handle") ?? [];
+  for (const handle of handles) {
+    const name = handle.closest(".widget-hslider").querySelector(".widget-label")?.textContent ?? "";
+    const end = handle.classList.contains("noUi-handle-lower") ? "from" : handle.classList.contains("noUi-handle-upper") ? "to" : "";
+    handle.setAttribute("aria-label", `${name} ${end}`.trim());
+  }
+  if (!handles.length && tries) setTimeout(() => nameSliders(root, tries - 1), 100);
+}
+
 /** One page of the list. Arrow keys walk over the rows and open them; headings sort; both only where someone answers. */
 async function drawList(data, bus) {
   const live = Boolean(bus.host.ask);
@@ -12,6 +23,7 @@ async function drawList(data, bus) {
     bus.host.ask(wish);
   };
   const root = h("section", { class: "list", "aria-label": data.title });
+  nameSliders(root);
   const last = data.first + data.rows.length;
   const told = !data.matched ? data.empty
     : `${(data.first + 1).toLocaleString("en")}–${last.toLocaleString("en")} of ${data.matched.toLocaleString("en")}`

@@ -33,6 +33,7 @@ class Evidence:
     truth: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [S]
     truth_error: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [S] its standard error
     owner: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  #: [S] number of the rollout
+    outcome: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [S] the rollout's reward
     advantage: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [M] as recorded
     noise: np.ndarray = field(default_factory=lambda: np.zeros(0))  #: [M] standard error of a sampled advantage
     agreed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  #: [M] all samples of a state beside agreed
@@ -74,6 +75,7 @@ def evidence(rows: Sequence[Row], truth: Truth | None = None) -> Evidence:
             parts["truth_error"].append(np.full(len(states), np.nan))
         parts["estimate"].append(before[states] if len(states) else np.zeros(0))
         parts["owner"].append(np.full(len(states), number))
+        parts["outcome"].append(np.full(len(states), reward))
         advantage = row["segment_advantage"]
         if advantage is not None and len(advantage) == len(cut):
             parts["advantage"].append(advantage)

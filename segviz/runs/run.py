@@ -17,6 +17,7 @@ from segpo_core.record.store import (
     METRIC_SCHEMA,
     ROLLOUT_SCHEMA,
     SchemaError,
+    image_file,
     read_credit,
     read_eval,
     read_manifest,
@@ -311,14 +312,15 @@ class Run:
 
     def has_image(self, sha: str) -> bool:
         """Whether an image lies in the run, without reading it."""
-        return _digest(sha) and (self.path / "images" / f"{sha}.png").is_file()
+        return _digest(sha) and image_file(self.path, sha) is not None
 
     def image(self, sha: str) -> bytes | None:
-        """The PNG of an image; None where it is missing."""
+        """The file of an image, a PNG or a JPEG; None where it is missing."""
         if not _digest(sha):
             return None
         try:
-            return read_plain(self.path / "images" / f"{sha}.png")
+            path = image_file(self.path, sha)
+            return None if path is None else read_plain(path)
         except OSError:
             return None
 

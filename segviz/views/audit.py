@@ -15,16 +15,22 @@ from segviz.runs.columns import Rollouts, Row, rollout_columns, whence
 from segviz.runs.evidence import COLUMNS, Evidence, Truth, evidence
 from segviz.runs.run import Run
 from segviz.show.figures import COLOURS, INK, Figure, finish, plain
-from segviz.show.statistics import Z95, calibration, expected_flips, sign_flips
+from segviz.show.statistics import Z95, auc, calibration, expected_flips, sign_flips
 from segviz.show.theme import method_label
 
 QUESTION = "Can I trust these advantages?"
+
+WEAK = 0.7  #: an AUC below it is little more than a coin
 
 DOTS = 1500  #: of more states a scatter shows an even selection
 
 
 def audit(
-    source: Rollouts, truth: Truth | None = None, steps: int | Sequence[int] | None = None, title: str = QUESTION
+    source: Rollouts,
+    truth: Truth | None = None,
+    steps: int | Sequence[int] | None = None,
+    title: str = QUESTION,
+    columns: int = 2,
 ) -> Figure:
     """Four panels: estimates against the truth, noise against the number of samples, wrong signs, calibration.
 
@@ -36,6 +42,7 @@ def audit(
         source: a run or rollouts.
         truth: values from elsewhere, such as many more continuations of the same states.
         steps: of a run; default: all, of a long run the latest.
+        columns: of panels, 2 or, for a narrow page, 1.
 
     Raises:
         TypeError, ValueError: as `rollout_columns`.
@@ -46,15 +53,19 @@ def audit(
         found.stderr, found.samples = _of_nodes(source, rows)
     panels = (_scatter, _noise, _flips, _reliability)
     drawn = [panel(found) for panel in panels]
+    rows_of = -(-len(drawn) // columns)
     figure = make_subplots(
-        2, 2, subplot_titles=[plain(p.title) for p in drawn], horizontal_spacing=0.1, vertical_spacing=0.17
-    )
+        rows_of, columns, subplot_titles=[plain(p.title) for p in drawn],
+        horizontal_spacing=0.1, vertical_spacing=0.34 / rows_of,
+    )  # fmt: skip
     for i, panel in enumerate(drawn):
-        _put(figure, panel, 1 + i // 2, 1 + i % 2)
+        _put(figure, panel, 1 + i // columns, 1 + i % columns)
     methods = ", ".join(sorted({method_label(row["method"]) for row in rows}))
     name = f"{source.name} · " if isinstance(source, Run) else ""
-    figure = finish(figure, title, f"{name}{methods}, {whence(rows, source, steps)}. {_verdict(found)}", height=800)
-    figure.update_layout(legend={"y": -0.09, "yanchor": "top", "font": {"size": 12}}, margin={"b": 80})
+    figure = finish(
+        figure, title, f"{name}{methods}, {whence(rows, source, steps)}. {_verdict(found)}", height=400 * rows_of
+    )
+    figure.update_layout(legend={"y": -0.18 / rows_of, "yanchor": "top", "font": {"size": 12}}, margin={"b": 80})
     figure.update_annotations(font_size=13)
     return figure
 
@@ -128,7 +139,8 @@ def _by_outcome(found: Evidence) -> Panel:
             )
         ]  # fmt: skip
     for i, reward in enumerate(rewards):
-        y = found.estimate[known & (found.truth == reward)]
+        y = np.sort(found.estimate[known & (found.truth == reward)])
+        y = y[np.linspace(0, len(y) - 1, min(DOTS, len(y))).astype(int)]  # in order: quartiles and ends stay
         panel.traces.append(
             go.Box(
                 y=y, name=f"{reward:g}", x=[f"{reward:g}"] * len(y), boxpoints=False, showlegend=False,
@@ -223,7 +235,8 @@ def _reliability(found: Evidence) -> Panel:
     if not len(curve.count):
         panel.words = _no_values(found)
         return panel
-    panel.title = f"Calibration: off by {curve.error:.3f} on average"
+    area = tells_apart(found)
+    panel.title = f"Calibration: off by {curve.error:.3f}" + (f", AUC {area[0]:.2f}" if area else " on average")
     ends = np.concatenate([curve.estimate, curve.outcome])
     panel.traces = [
         _identity(min(0.0, float(ends.min())), max(1.0, float(ends.max()))),
@@ -298,6 +311,30 @@ def _at_least(found: Evidence) -> str:
     return "at least " if agreed.any() else ""
 
 
+def tells_apart(found: Evidence) -> tuple[float, float, float] | None:
+    """How often a state of a completion that succeeded has the higher estimate: (AUC, its 95 % interval); None where
+    outcomes are not of two kinds. Between the two lies half: that is a coin."""
+    known = np.isfinite(found.estimate) & np.isfinite(found.outcome)
+    kinds = np.unique(found.outcome[known])
+    if len(kinds) != 2:
+        return None
+    area = auc(found.estimate[known], found.outcome[known] == kinds[1], found.owner[known])
+    return None if math.isnan(area[0]) else area
+
+
+def _values_words(who: str, found: Evidence, off: float) -> str:
+    """Whether values know anything, first: one that says the mean reward of every state is off by nothing."""
+    away, area = f"off by {off:.3f} on average against {found.against}", tells_apart(found)
+    if area is None:
+        return f"{who} are {away}."
+    measured = f"AUC {area[0]:.2f}, 95 % interval {area[1]:.2f} to {area[2]:.2f}; 0.5 is a coin"
+    if area[1] <= 0.5:
+        return f"{who} do not tell completions that succeed from those that fail ({measured}), though {away}."
+    if area[0] < WEAK:
+        return f"{who} hardly tell completions that succeed from those that fail ({measured}), though {away}."
+    return f"{who} tell completions that succeed from those that fail ({measured}) and are {away}."
+
+
 def _verdict(found: Evidence) -> str:
     """The question answered in a sentence or two."""
     curve = calibration(found.estimate, found.truth, owner=found.owner)
@@ -308,9 +345,7 @@ def _verdict(found: Evidence) -> str:
     }
     said = []
     if len(curve.count):
-        said.append(
-            f"{names.get(found.estimator, 'Values')} are off by {curve.error:.3f} on average against {found.against}."
-        )
+        said.append(_values_words(names.get(found.estimator, "Values"), found, curve.error))
     elif not found.estimator:
         said.append("No values are recorded.")
     if found.has_truth:

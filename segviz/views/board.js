@@ -12,7 +12,7 @@ function drawBoard(data, bus) {
   if (data.empty) return h("div", { class: "board" }, h("p", { class: "notice" }, data.empty), status);
   if (status.length) root.append(h("div", {}, status));
   if (data.groups.length > 1 || data.groups.some((g) => g.runs > 1)) {
-    root.append(h("p", { class: "quiet" }, data.groups.map((g) => `${g.label}: ${g.runs} run${g.runs > 1 ? "s" : ""}`).join(" · "),
+    root.append(h("p", { class: "quiet" }, data.groups.map((g) => `${visible(g.label)}${g.runs > 1 ? `: ${g.runs} runs` : ""}`).join(", "),
       data.groups.some((g) => g.runs > 1) ? ". Line: mean over runs; band: lowest to highest." : ""));
   }
   const big = data.charts.filter((c) => c.share), small = data.charts.filter((c) => !c.share);
@@ -65,7 +65,7 @@ function lookTools(data, sync) {
 /** `sync`: what moves the cursors of all charts; `sync.open(step, figure)` lists a step's rollouts, where there is a way. */
 function drawChart(chart, sync) {
   const panels = chart.panels ? [...new Set(chart.lines.map((l) => l.panel))] : [""];
-  const open = sync.open && ((step, byKey) => sync.open(step, figure, byKey));
+  const open = sync.open && ((step, byKey, label) => sync.open(step, figure, byKey, label));
   const figure = h("figure", { class: "chart" }, h("figcaption", {}, h("b", {}, visible(chart.title)), chart.hint ? h("span", {}, ` ${chart.hint}`) : null),
     h("div", { class: "row" }, panels.map((panel) => drawPanel(chart, panel, chart.panels ? chart.lines.filter((l) => l.panel === panel) : chart.lines, sync, open))),
     floorWords(chart.floor), oddWords(chart, open));
@@ -83,7 +83,7 @@ function oddWords(chart, open) {
   return h("p", { class: "quiet bo-odd" }, h("span", { "aria-hidden": "true" }, "◇ "), "Unusual: ", found.map(({ step, y, usual, line }, i) => {
     const name = [line.panel && line.panel !== line.label ? line.panel : "", line.label].filter(Boolean).map(visible).join(", ");
     const words = `step ${step.toLocaleString("en")}`;
-    return [i ? "; " : null, open ? h("button", { type: "button", onclick: () => open(step, true) }, words) : h("b", {}, words),
+    return [i ? "; " : null, open ? h("button", { type: "button", onclick: () => open(step, true, line.label) }, words) : h("b", {}, words),
       ` ${name ? `${name} ` : ""}${show(y)}, around it ${show(usual)}`];
   }), ".");
 }
@@ -101,8 +101,8 @@ function stepOpener(data, bus) {
     place.remove();
     back?.focus();
   });
-  return (step, figure, byKey) => {
-    if (!lists.size) return bus.open({ step });
+  return (step, figure, byKey, label) => {
+    if (!lists.size) return bus.open({ step, label });
     const at = [...lists.keys()].reduce((best, x) => (Math.abs(x - step) < Math.abs(best - step) ? x : best));
     const row = ({ step, group, sample, run, words }) => {
       const key = { step, group, sample, ...(run ? { run } : {}) }, name = `${run ? `${visible(run)}, ` : ""}group ${group}, sample ${sample}`;

@@ -112,9 +112,12 @@ def question(runs: Sequence[Run]) -> str:
     return "Does it learn, and does it still look?" if looks else "Does it learn?"
 
 
-def board_data(runs: Sequence[Run], title: str = "Does it learn?") -> dict[str, Any]:
-    """What the script needs to draw the board, but for the lists of rollouts, which `telling` makes."""
-    groups = _groups(runs)
+def board_data(runs: Sequence[Run], title: str = "Does it learn?", apart: bool = False) -> dict[str, Any]:
+    """What the script needs to draw the board, but for the lists of rollouts, which `telling` makes.
+
+    `apart`: each run is a line of its own under its own name, also where runs differ only in their seed.
+    """
+    groups = _groups(runs, apart and len(runs) > 1)
     several = len(groups) > 1
     charts, used = [], set()
     for name, hint, wanted in TOGETHER:
@@ -250,8 +253,10 @@ def _lines_of(groups: dict[str, list[dict[str, Series]]], names: list[str], seve
     return lines
 
 
-def _groups(runs: Sequence[Run]) -> dict[str, list[dict[str, Series]]]:
-    """Label -> metrics of each of its runs. Runs that differ only in their seed share a label."""
+def _groups(runs: Sequence[Run], apart: bool = False) -> dict[str, list[dict[str, Series]]]:
+    """Label -> metrics of each of its runs. Runs that differ only in their seed share a label, unless kept apart."""
+    if apart:
+        return {f"{run.name} · {method_label(run.method)}": [run.metrics] for run in runs}
     sorted_runs: dict[str, list[Run]] = {}
     for run in runs:
         config = {key: value for key, value in run.config.items() if key not in _SEED_KEYS}

@@ -116,7 +116,7 @@ function cfList(side, data, bus) {
     rest[0].querySelector("button").focus();
   } }, `Show ${rest.length} more`) : null;
   return h("section", { "aria-label": `Continuations ${side.name} the segment` },
-    h("h3", {}, `From ${side.name} the segment`, h("span", {}, ` ${side.samples.length} continuation${side.samples.length > 1 ? "s" : ""}${items.length < side.samples.length ? `, ${items.length} different` : ""}`)), list, more);
+    h("h3", {}, `From ${side.name} the segment`, h("span", {}, ` ${side.samples.length} continuation${side.samples.length > 1 ? "s" : ""}${items.length === side.samples.length ? "" : items.length === 1 ? ", all the same text" : `, ${items.length} different`}`)), list, more);
 }
 
 /** Arrow keys walk over the continuations of both sides. */

@@ -108,32 +108,48 @@ function threeParts({ up, still, down }) {
     s("rect", { x: a + b, y: 0, width: wide - a - b, height: 10, class: "fo-neg" }));
 }
 
-/** The heaviest segments. A click or Enter asks for the rollout; where nobody answers, the text around it is shown. */
+/** How large an entry is by what the table is sorted by; what is not known is smallest. */
+const FO_SIZE = { moved: (e) => e.moved, share: (e) => e.share, advantage: (e) => Math.abs(e.advantage), ratio: (e) => Math.abs(Math.log(e.ratio)), clipped: (e) => e.clipped };
+const FO_HEADS = [["", "rank"], ["", "group · sample · segment"], ["", "text"], ["moved", "moved, nats"], ["share", "share"], ["advantage", "advantage"], ["ratio", "ratio"], ["clipped", "clipped"], ["", "change of log-prob."]];
+
+/** The segments, by what the reader sorts. A click or Enter asks for the rollout; where nobody answers, the text around is shown. */
 function heaviest(data, bus) {
-  const body = h("tbody", {}), largest = data.top[0]?.share || 1;
-  data.top.forEach((e, i) => {
-    const around = h("tr", { class: "fo-around", hidden: true }, h("td", { colspan: 7 }, h("p", { class: "fo-text", dir: "auto" },
-      h("span", { class: "quiet" }, visible(e.before)), h("mark", {}, visible(e.text)), e.more ? `… ${e.more.toLocaleString("en")} more characters ` : null, h("span", { class: "quiet" }, visible(e.after)))));
-    const button = h("button", { type: "button", "aria-expanded": "false", "aria-label": visible(`Segment ${e.segment + 1} of group ${e.group}, sample ${e.sample}: ${e.text.slice(0, 60)}`),
-      onclick: () => {
-        const key = { step: e.step, group: e.group, sample: e.sample };
-        if (bus.opens) bus.open(key);
-        else {
-          around.hidden = !around.hidden;
-          button.setAttribute("aria-expanded", String(!around.hidden));
-        }
-        bus.select({ key: keyOf(e), token: e.start, segment: e.segment, from: data });
-      } }, h("bdi", {}, visible(e.text.slice(0, 110)).replaceAll("\n", "↵") || "(empty)"), e.text.length > 110 || e.more ? "…" : null);
-    const share = s("svg", { width: 64, height: 8, "aria-hidden": "true" }, s("rect", { x: 0, y: 0, width: (64 * e.share) / largest, height: 8, class: e.advantage > 0 ? "fo-pos" : "fo-neg" }));
-    body.append(h("tr", {}, h("td", {}, i + 1), h("td", { class: "where" }, `${e.group} · ${e.sample} · ${e.segment + 1}`), h("td", { class: "words" }, button),
-      h("td", { class: "share" }, h("span", {}, `${(100 * e.share).toFixed(1)} %`), share), h("td", { class: e.advantage > 0 ? "plus" : "minus" }, signed(e.advantage)),
-      h("td", {}, known(e.ratio) ? `×${num(e.ratio)}` : "–", e.clipped > 0 ? h("b", { title: "beyond the clip range" }, ` clipped${e.clipped < 1 ? ` ${percent(e.clipped)}` : ""}`) : null),
-      h("td", {}, changeWords(e.change))), around);
-  });
-  const heads = ["rank", "group · sample · segment", "text", "share", "advantage", "ratio", "change of log-prob."];
-  return h("section", { class: "fo-top" }, h("h3", {}, `The ${data.top.length} heaviest segments`, h("span", {}, ` Enter ${bus.opens ? "opens the rollout" : "shows the text around"}`)),
-    h("div", { class: "fo-scroll", tabindex: 0, role: "region", "aria-label": "The heaviest segments" },
-      h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)))), body)));
+  const body = h("tbody", {}), head = h("tr", {}), words = h("span", {});
+  const draw = (sort, focus) => {
+    const size = (e) => { const x = FO_SIZE[sort](e); return Number.isFinite(x) ? x : -1; };
+    const top = [...data.top].sort((a, b) => size(b) - size(a) || b.share - a.share).slice(0, data.shown);
+    words.textContent = ` by ${data.sorts[sort] ?? sort}. Enter ${bus.opens ? "opens the rollout" : "shows the text around"}.`;
+    head.replaceChildren(...FO_HEADS.map(([name, label]) => h("th", { scope: "col", "aria-sort": name && name === sort ? "descending" : null },
+      name && data.sorts[name] ? h("button", { type: "button", "data-sort": name, title: `by ${data.sorts[name]}`, onclick: () => draw(name, true) }, label, h("span", { "aria-hidden": "true" }, name === sort ? " ▾" : "")) : label)));
+    body.replaceChildren(...top.flatMap((e, i) => foRow(data, bus, e, i)));
+    if (focus) head.querySelector(`[data-sort="${sort}"]`).focus();
+  };
+  draw(data.sort, false);
+  return h("section", { class: "fo-top" }, h("h3", {}, `The first ${Math.min(data.shown, data.top.length)} segments`, words),
+    h("div", { class: "fo-scroll", tabindex: 0, role: "region", "aria-label": "The first segments" }, h("table", {}, h("thead", {}, head), body)));
+}
+
+function foRow(data, bus, e, i) {
+  const largest = Math.max(...data.top.map((one) => one.share)) || 1, others = e.samples.filter((sample) => sample !== e.sample);
+  const around = h("tr", { class: "fo-around", hidden: true }, h("td", { colspan: FO_HEADS.length }, h("p", { class: "fo-text", dir: "auto" },
+    h("span", { class: "quiet" }, visible(e.before)), h("mark", {}, visible(e.text)), e.more ? `… ${e.more.toLocaleString("en")} more characters ` : null, h("span", { class: "quiet" }, visible(e.after)))));
+  const button = h("button", { type: "button", "aria-expanded": "false", "aria-label": visible(`Segment ${e.segment + 1} of group ${e.group}, sample ${e.sample}: ${e.text.slice(0, 60)}`),
+    onclick: () => {
+      const key = { step: e.step, group: e.group, sample: e.sample };
+      if (bus.opens) bus.open(key);
+      else {
+        around.hidden = !around.hidden;
+        button.setAttribute("aria-expanded", String(!around.hidden));
+      }
+      bus.select({ key: keyOf(e), token: e.start, segment: e.segment, from: data });
+    } }, h("bdi", {}, visible(e.text.slice(0, 110)).replaceAll("\n", "↵") || "(empty)"), e.text.length > 110 || e.more ? "…" : null);
+  const share = s("svg", { width: 64, height: 8, "aria-hidden": "true" }, s("rect", { x: 0, y: 0, width: (64 * e.share) / largest, height: 8, class: e.advantage > 0 ? "fo-pos" : "fo-neg" }));
+  const alike = others.length ? h("span", { class: "quiet", title: `samples ${e.samples.join(", ")} say the same up to here` }, ` (+${others.length})`) : null;
+  return [h("tr", {}, h("td", {}, i + 1), h("td", { class: "where" }, `${e.group} · ${e.sample}`, alike, ` · ${e.segment + 1}`), h("td", { class: "words" }, button),
+    h("td", {}, e.moved ? num(e.moved, 3) : "–"), h("td", { class: "share" }, h("span", {}, `${(100 * e.share).toFixed(1)} %`), share),
+    h("td", { class: e.advantage > 0 ? "plus" : "minus" }, signed(e.advantage)), h("td", {}, known(e.ratio) ? `×${num(e.ratio)}` : "–"),
+    h("td", {}, !known(e.clipped) ? "–" : e.clipped > 0 ? h("b", { title: "beyond the clip range" }, e.clipped < 1 ? percent(e.clipped) : "clipped") : "no"),
+    h("td", {}, changeWords(e.change))), around];
 }
 
 DRAW.forensics = drawForensics;

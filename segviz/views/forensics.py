@@ -23,7 +23,15 @@ from segviz.show.view import View
 
 QUESTION = "What did this step learn from?"
 
-TOP = 20  #: segments in the table
+TOP = 20  #: segments in the table, whatever it is sorted by
+#: What the table of segments can be sorted by -> what is large there.
+SORTS = {
+    "moved": "movement: the sum of |Δ log-probability| over the segment's trained tokens",
+    "share": "share of the step's |advantage|",
+    "advantage": "size of the advantage",
+    "ratio": "distance of the ratio from 1",
+    "clipped": "share of tokens beyond the clip range",
+}
 BINS = 41  #: of the histogram of ratios, an odd number: one lies around 1
 DOTS = 3000  #: of more segments the scatter shows an even selection
 STILL = 1e-4  #: nats; a token that was as good as certain cannot move further than rounding
@@ -59,13 +67,25 @@ class Update:
     def per_segment(self, column: np.ndarray) -> np.ndarray:
         """Mean over the trained tokens of each segment, [M]; NaN where it is not recorded."""
         with np.errstate(invalid="ignore"):
-            return np.bincount(self.segment, column, len(self.places)) / np.bincount(
-                self.segment, minlength=len(self.places)
-            )
+            return self.total(column) / np.bincount(self.segment, minlength=len(self.places))
+
+    def total(self, column: np.ndarray) -> np.ndarray:
+        """Sum over the trained tokens of each segment, [M]."""
+        return np.bincount(self.segment, column, len(self.places))
+
+    def furthest(self) -> np.ndarray:
+        """The ratio of each segment that is furthest from 1, as a log, [M]; NaN where none is recorded."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log = np.log(np.where(self.ratio > 0, self.ratio, np.nan))
+        order = np.argsort(np.nan_to_num(np.abs(log), nan=-1.0), kind="stable")
+        found = np.full(len(self.places), np.nan)
+        found[self.segment[order]] = log[order]  # the last one that is written stays
+        return found
 
 
 def forensics(run: Run, step: int, title: str = QUESTION) -> View:
-    """What one step learned from: ratios and the clip range, how log-probabilities moved, the heaviest segments.
+    """What one step learned from: ratios and the clip range, how log-probabilities moved, and the segments
+    by movement, share of |advantage|, advantage, ratio or clipping.
 
     Raises:
         ValueError: the step's rollouts are not recorded; the message says which are.
@@ -84,10 +104,11 @@ def forensics_data(rows: Sequence[Row], config: Mapping[str, Any], title: str = 
     """
     loss_type = str(config.get("loss_type") or "")
     update = trained_tokens(rows, loss_type)
-    segment_share = np.bincount(update.segment, update.weight, len(update.places))
+    segment_share = update.total(update.weight)
     order = np.argsort(-segment_share, kind="stable")
     advantage, change = update.per_segment(update.advantage), update.per_segment(update.change)
     shown = np.linspace(0, len(order) - 1, min(DOTS, len(order))).astype(int)
+    top = telling(rows, update)
     points = {"x": floats(advantage[shown], False), "y": floats(change[shown], False)}
     return {
         "kind": "forensics",
@@ -102,7 +123,7 @@ def forensics_data(rows: Sequence[Row], config: Mapping[str, Any], title: str = 
         "normaliser": _NORMALISERS.get(
             loss_type, "how the loss divides is not recorded: each trained token counts the same here"
         ),
-        "verdict": _verdict(rows, update, segment_share[order]),
+        "verdict": [*_verdict(rows, update, segment_share[order]), *most_moved(top)],
         "notices": _notices(update),
         "clip": clip_range(config),
         "histogram": histogram(update, clip_range(config)),
@@ -111,7 +132,10 @@ def forensics_data(rows: Sequence[Row], config: Mapping[str, Any], title: str = 
         "trend": _trend(update),
         "points": pack(points) if np.isfinite(change[shown]).any() else None,
         "dots": len(shown),
-        "top": [_entry(rows, update, m, segment_share[m], advantage[m], change[m]) for m in order[:TOP]],
+        "top": top,
+        "shown": TOP,
+        "sorts": {name: words for name, words in SORTS.items() if any(entry[name] for entry in top)},
+        "sort": "moved" if any(entry["moved"] for entry in top) else "share",
         "half": int(np.searchsorted(np.cumsum(segment_share[order]), 0.5) + 1) if segment_share.sum() > 0 else None,
     }
 
@@ -239,30 +263,94 @@ def _trend(update: Update) -> list[list[float]]:
     ).tolist()
 
 
-def _entry(
-    rows: Sequence[Row], update: Update, m: int, share: float, advantage: float, change: float
-) -> dict[str, Any]:
-    number, segment, start, end = update.places[m]
-    row, inside = rows[number], update.segment == m
+def telling(rows: Sequence[Row], update: Update) -> list[dict[str, Any]]:
+    """The segments with which each of `SORTS` begins, by movement (by share where none is recorded).
+
+    Siblings that say the same up to and including a segment, with the same advantage there, are one entry: `samples`
+    names them, share and movement are theirs together.
+    """
+    if not update.places:
+        return []
+    known = np.isfinite(update.change)
+    measures = {
+        "moved": update.total(np.where(known, np.abs(update.change), 0.0)),
+        "share": update.total(update.weight),
+        "advantage": update.per_segment(update.advantage),
+        "ratio": np.exp(update.furthest()),
+        "clipped": update.per_segment(update.clipped),
+        "change": update.per_segment(update.change),
+    }
+    first = _alike(rows, update, measures["advantage"])
+    members = np.bincount(first, minlength=len(first))
+    size = {
+        "moved": np.bincount(first, measures["moved"], len(first)),
+        "share": np.bincount(first, measures["share"], len(first)),
+        "advantage": np.abs(measures["advantage"]),
+        "ratio": np.abs(update.furthest()),
+        "clipped": measures["clipped"],
+    }
+    wanted: set[int] = set()
+    for name in SORTS:
+        order = np.argsort(-np.nan_to_num(np.where(members > 0, size[name], -1.0), nan=-1.0), kind="stable")
+        wanted.update(int(m) for m in order[:TOP] if members[m])
+    key = "moved" if size["moved"].any() else "share"
+    ranked = sorted(wanted, key=lambda m: (-size[key][m], -size["share"][m], m))
+    tokens = np.bincount(update.segment, minlength=len(update.places))
+    return [
+        {
+            **_text(rows, update.places[m]),
+            "samples": [rows[update.places[other][0]]["sample"] for other in np.flatnonzero(first == m)],
+            "tokens": int(tokens[m]),
+            **{name: _number(size[name][m]) for name in ("share", "moved")},
+            **{name: _number(measures[name][m]) for name in ("advantage", "ratio", "change", "clipped")},
+        }
+        for m in ranked
+    ]
+
+
+def _alike(rows: Sequence[Row], update: Update, advantage: np.ndarray) -> np.ndarray:
+    """int [M]: for each segment the first one of its group with the same text up to its end and the same advantage."""
+    pieces = [row["pieces"] if row["pieces"] is not None else [row["text"] or ""] for row in rows]
+    seen: dict[tuple, int] = {}
+    first = np.arange(len(update.places))
+    for m, (number, _, start, end) in enumerate(update.places):
+        row = rows[number]
+        text = "".join(piece or "" for piece in pieces[number][:end])
+        key = (row["step"], row["group"], start, end, text, round(float(advantage[m]), 6))
+        first[m] = seen.setdefault(key, m)
+    return first
+
+
+def most_moved(top: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the update moved most, in words; nothing where movements are not recorded."""
+    if not top or not top[0]["moved"]:
+        return []
+    one = top[0]
+    many = f" and {len(one['samples']) - 1} more like it" if len(one["samples"]) > 1 else ""
+    words = one["text"].strip().replace("\n", "↵")[:40] or "(empty)"
+    credit = "no known advantage" if one["advantage"] is None else f"advantage {signed(one['advantage'])}"
+    return [
+        f"The update moved ‘{words}’ most (segment {one['segment'] + 1} of group {one['group']}, sample "
+        f"{one['sample']}{many}): {one['moved']:.2f} nats, {credit}."
+    ]
+
+
+def _text(rows: Sequence[Row], place: tuple[int, int, int, int]) -> dict[str, Any]:
+    """Which segment it is, and what it says."""
+    number, segment, start, end = place
+    row = rows[number]
     pieces = row["pieces"] if row["pieces"] is not None else [row["text"] or ""]
     before, words, after = (
         "".join(p or "" for p in part) for part in (pieces[:start], pieces[start:end], pieces[end:])
     )
-    clipped = update.clipped[inside]
     return {
         **{name: row[name] for name in ("step", "group", "sample")},
         "segment": segment,
         "start": start,
-        "tokens": int(inside.sum()),
         "before": tidy(before[-SNIPPET // 2 :]),
         "text": tidy(words[:SNIPPET]),
         "more": max(0, len(words) - SNIPPET),
         "after": tidy(after[: SNIPPET // 2]) if len(words) <= SNIPPET else "",
-        "advantage": _number(advantage),
-        "share": float(share),
-        "ratio": _number(update.ratio[inside].mean()),
-        "change": _number(change),
-        "clipped": _number(clipped.mean()),
     }
 
 
@@ -306,27 +394,42 @@ def _number(x: float) -> float | None:
 
 
 def _fallback(data: Mapping[str, Any]) -> str:
-    """The heaviest segments as a table."""
+    """The first segments as a table."""
 
     def say(x: float | None, form: str) -> str:
         return "not recorded" if x is None else format(x, form)
 
+    top = data["top"][:TOP]
     rows = "".join(
-        f"<tr><td>{rank}</td><td>{e['group']} · {e['sample']} · {e['segment'] + 1}</td>"
+        f"<tr><td>{rank}</td><td>{escape(_who(e))}</td>"
         f'<td style="white-space:pre-wrap;text-align:left">{escape(e["text"])}{"…" if e["more"] else ""}</td>'
-        f"<td>{e['share']:.1%}</td><td>{'–' if e['advantage'] is None else signed(e['advantage'])}</td>"
+        f"<td>{say(e['moved'], '.3f')}</td><td>{e['share']:.1%}</td>"
+        f"<td>{'–' if e['advantage'] is None else signed(e['advantage'])}</td>"
         f"<td>{say(e['ratio'], '.3f')}</td><td>{say(e['change'], '+.3f')}</td></tr>"
-        for rank, e in enumerate(data["top"], 1)
+        for rank, e in enumerate(top, 1)
     )
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("", "group · sample · segment", "text", "share", "advantage", "ratio", "change of log-prob.")
+    names = (
+        "",
+        "group · sample · segment",
+        "text",
+        "moved, nats",
+        "share",
+        "advantage",
+        "ratio",
+        "change of log-prob.",
     )
+    head = "".join(f"<th>{name}</th>" for name in names)
     notes = "".join(f"<p>{escape(note)}</p>" for note in data["notices"])
-    limit = max((abs(e["advantage"]) for e in data["top"] if e["advantage"] is not None), default=0.0)
+    limit = max((abs(e["advantage"]) for e in top if e["advantage"] is not None), default=0.0)
     said = " ".join(data["verdict"])
-    heaviest = "; ".join(f"{e['share']:.1%} of the weight: {e['text'][:60]}" for e in data["top"][:5])
-    drawn = f"<p>{segments_picture(data['top'], limit, f'{said} {heaviest}')}</p>" if data["top"] else ""
-    table = details("The heaviest segments as a table", f"<table><tr>{head}</tr>{rows}</table>") if rows else ""
+    heaviest = "; ".join(f"{e['share']:.1%} of the weight: {e['text'][:60]}" for e in top[:5])
+    drawn = f"<p>{segments_picture(top, limit, f'{said} {heaviest}')}</p>" if top else ""
+    title = f"The first segments by {SORTS[data['sort']]}, as a table"
+    table = details(title, f"<table><tr>{head}</tr>{rows}</table>") if rows else ""
     place = f"{data['run']} · {data['method']} · step {data['step']}"
     return f"<div>{still_head(data['title'], place, data['verdict'])}{notes}{drawn}{table}</div>"
+
+
+def _who(entry: Mapping[str, Any]) -> str:
+    more = f" (+{len(entry['samples']) - 1})" if len(entry["samples"]) > 1 else ""
+    return f"{entry['group']} · {entry['sample']}{more} · {entry['segment'] + 1}"

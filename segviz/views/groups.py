@@ -22,6 +22,8 @@ from segviz.show.theme import method_label
 from segviz.show.view import View
 
 QUESTION = "Why did its sibling win?"
+ALIKE = "Where do these completions part?"  #: none won where all earned the same
+ALONE = "What earned this reward?"  #: a completion without siblings
 
 BEFORE, AFTER = 6, 48  #: tokens shown before and after the fork
 PIECE = 60  #: characters shown of one token
@@ -31,7 +33,7 @@ READING = (
 )
 
 
-def group(run: Run, step: int, group: int, title: str = QUESTION) -> View:
+def group(run: Run, step: int, group: int, title: str | None = None) -> View:
     """The completions of one prompt, by reward and by where they fork; every row asks to open its rollout.
 
     Raises:
@@ -39,10 +41,10 @@ def group(run: Run, step: int, group: int, title: str = QUESTION) -> View:
     """
     rollouts = run.group(step, group)
     data = group_data(rollouts, title)
-    return View("group", title, data | {"pictures": pictures(rollouts[0])}, _fallback(data, rollouts[0]))
+    return View("group", data["title"], data | {"pictures": pictures(rollouts[0])}, _fallback(data, rollouts[0]))
 
 
-def group_data(rollouts: Sequence[Rollout], title: str = QUESTION) -> dict[str, Any]:
+def group_data(rollouts: Sequence[Rollout], title: str | None = None) -> dict[str, Any]:
     """What the script needs to draw a group, without the images' bytes.
 
     Completions with the same tokens, reward and credit are one row. A row's rival is the completion with another
@@ -65,7 +67,7 @@ def group_data(rollouts: Sequence[Rollout], title: str = QUESTION) -> dict[str, 
     rows.sort(key=lambda r: (math.inf if r["reward"] is None else -r["reward"], r["fork"]["at"] if r["fork"] else 0))
     return {
         "kind": "group",
-        "title": title,
+        "title": title or (QUESTION if len(set(known)) > 1 else ALIKE if len(rollouts) > 1 else ALONE),
         "key": f"{first.get('step')}/{first.get('group')}",
         "step": first.get("step"),
         "group": first.get("group"),

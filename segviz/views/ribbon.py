@@ -25,6 +25,7 @@ from segviz.show.view import View
 
 QUESTION = "Which segment broke this solution?"
 OF_RIGHT = "Which segment carried this solution?"  #: nothing broke one whose answer is right
+OF_UNKNOWN = "Which segment was blamed, and which praised?"  #: nobody says whether it is right
 
 #: Name in the page -> column of the rollout.
 _FLOATS = {
@@ -75,7 +76,8 @@ def ribbon_data(rollout: Rollout, title: str | None = None) -> dict[str, Any]:
 
 def question(rollout: Rollout) -> str:
     """What to ask of it."""
-    return OF_RIGHT if rollout.row.get("answer_right") else QUESTION
+    right = rollout.row.get("answer_right")
+    return OF_UNKNOWN if right is None else OF_RIGHT if right else QUESTION
 
 
 def _columns(rollout: Rollout) -> dict[str, np.ndarray]:

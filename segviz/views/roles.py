@@ -23,6 +23,7 @@ from segviz.show.view import View
 from segviz.views.ribbon import ribbon_data
 
 QUESTION = "A seeing error or a thinking error?"
+OF_RIGHT = "Which tokens come from looking?"  #: there is no error in a right one
 
 ROLES = ("other", "perception", "reasoning", "answer")
 PERCEPTION, REASONING = 1, 2
@@ -36,7 +37,7 @@ def roles(
     rollout: Rollout | Mapping[str, Any],
     corrupted: bytes | Image.Image | None = None,
     patches: np.ndarray | None = None,
-    title: str = QUESTION,
+    title: str | None = None,
 ) -> View:
     """The completion by role, with SRPO's weights and contrasts, beside the image and what was done to it.
 
@@ -55,17 +56,18 @@ def roles(
     """
     rollout = rollout if isinstance(rollout, Rollout) else Rollout(rollout)
     data = roles_data(rollout, corrupted, patches, title)
-    return View("roles", title, data, _fallback(rollout, data))
+    return View("roles", data["title"], data, _fallback(rollout, data))
 
 
 def roles_data(
     rollout: Rollout,
     corrupted: bytes | Image.Image | None = None,
     patches: np.ndarray | None = None,
-    title: str = QUESTION,
+    title: str | None = None,
 ) -> dict[str, Any]:
     """What the script needs to draw the roles. Arguments and errors as `roles`."""
-    data = ribbon_data(rollout, title)
+    nothing_wrong = rollout.row.get("answer_right") and error_of(rollout) is None
+    data = ribbon_data(rollout, title or (OF_RIGHT if nothing_wrong else QUESTION))
     shown = pictures(rollout)
     spoiled = None if corrupted is None else _spoiled(corrupted)
     patched = None if patches is None else _patches(np.asarray(patches, dtype=np.float64), rollout)

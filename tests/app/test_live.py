@@ -78,6 +78,16 @@ def test_live_shows_what_the_run_says(runs, index):
     assert page["gone"][0]["name"] == "gone" and "no run 'gone'" in page["gone"][0]["words"]
     assert live.page(["first", "second", "gone"]) == json.dumps(page, ensure_ascii=False, separators=(",", ":"))
     assert json.loads(live.page([]))["board"] is None
+    labels = {group["label"]: group["runs"] for group in page["board"]["groups"]}
+    assert labels == {"first · SAPO (segment-aligned)": 1, "second · GRPO": 1}
+
+
+def test_two_runs_of_one_method_are_told_apart(tmp_path, index):
+    for seed in (1, 2):
+        write_run(tmp_path / f"seed{seed}", "grpo", seed=seed, steps=3, rollouts=False)
+    board = json.loads(Live(Shelf([tmp_path]), index).page(["seed1", "seed2"]))["board"]
+    names = {line["label"] for line in board["charts"][0]["lines"]}
+    assert names == {"seed1 · GRPO", "seed2 · GRPO"}
 
 
 def test_metrics_that_belong_together_share_a_chart(tmp_path):
@@ -89,6 +99,10 @@ def test_metrics_that_belong_together_share_a_chart(tmp_path):
         ("sample", 1.5), ("update", 0.5)
     }  # fmt: skip
     assert {ln["label"] for ln in charts["Is it the seeing or the reasoning?"]["lines"]} == {"perception", "reasoning"}
+    # one series has one colour on the page, and two have two in a chart
+    shown = [(ln["label"], ln["style"]) for name in ("Training completions", "Is it the seeing or the reasoning?")
+             for ln in charts[name]["lines"]]  # fmt: skip
+    assert len({label for label, _ in shown}) == len(set(shown)) == len({style for _, style in shown}) == 4
     assert charts["KL of the step's update"]["lines"][0]["y"] == [0.01]
     assert not {"time/sample", "step_kl", "train/reasoning"} & {chart["title"] for chart in board["other"]}
 

@@ -9,7 +9,7 @@ import pytest
 
 import segviz as sv
 from segpo_core.record.store import Recorder, forget_after, step_name
-from segviz.app.rollouts import Question, ask, snippet
+from segviz.app.rollouts import Question, ask, named, snippet
 from segviz.app.shelf import Missing, Shelf
 from segviz.runs.columns import question
 from tests.app.served import key, read_all
@@ -167,3 +167,43 @@ def test_the_index_follows_what_training_does(tmp_path, index):
 def test_questions_the_table_does_not_know_are_told(raw, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         Question.parse(raw)
+
+
+def test_names_with_separators_are_found(tmp_path, index):
+    names = ["a,b", "a", "50% more, & so", "x y", "b"]
+    for i, name in enumerate(names):
+        write_run(tmp_path / name, steps=1, seed=i)
+    shelf = Shelf([tmp_path])
+    for name in names:
+        assert {row["run"] for row in read_all(shelf, index, run=name)["rows"]} == {name}
+    assert named("a,b,a,50% more, & so,,gone", names) == ["a,b", "a", "50% more, & so", "gone"]
+    with pytest.raises(Missing, match="no run 'gone'"):
+        ask(shelf, index, Question(run="gone,a"))
+
+
+def test_the_page_of_a_rollout_is_found_whatever_the_order(tmp_path, index):
+    for name in ("one", "two"):
+        write_run(tmp_path / name, steps=21)
+    shelf = Shelf([tmp_path])
+    whole = read_all(shelf, index, sort="tokens", limit=200)["rows"]
+    for wanted in whole[::17]:
+        near = "/".join(str(wanted[name]) for name in ("run", "step", "group", "sample"))
+        page = ask(shelf, index, Question(sort="tokens", limit=7, near=near))
+        assert whole[page["at"]] == wanted == page["rows"][page["at"] - page["offset"]]
+        assert ask(shelf, index, Question(text="no such words", near=near))["at"] is None
+    for bad in ("one", "one/1/2", "one/1/2/x", "/1/2/3"):
+        with pytest.raises(ValueError, match="near"):
+            Question(near=bad)
+
+
+def test_what_is_left_out_is_told_with_the_reason(tmp_path):
+    secret = write_run(tmp_path / "secret", steps=1, rollouts=False)
+    write_run(tmp_path / "runs" / "mine", steps=1, rollouts=False)
+    (tmp_path / "runs" / "link").symlink_to(secret)
+    shelf = Shelf([tmp_path / "runs"])
+    assert list(shelf.places()) == ["mine"]
+    (said,) = shelf.left_out
+    assert said.startswith("link is a link that leads out of") and "not followed" in said
+    (tmp_path / "runs" / "link").unlink()
+    shelf.places()
+    assert shelf.left_out == []

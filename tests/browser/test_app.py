@@ -19,6 +19,8 @@ from tests.fakes.fake_run import HOSTILE, hostile_row, row, write_run
 
 pytestmark = pytest.mark.browser
 
+SLOW = 60_000  #: ms; on a busy machine a page of a thousand rollouts takes a while
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
@@ -231,7 +233,9 @@ def test_real_training_is_started_watched_and_stopped(visit, tmp_path):
         step = int(re.search(r"at step (\d+)", reward.inner_text())[1])
         expect(reward).not_to_contain_text(re.compile(rf"at step {step}\b"), timeout=60_000)
         page.locator("segpo-live .card .open").first.click()
-        expect(frame(page).locator("h2").first).to_have_text(re.compile("Which segment (broke|carried) this solution?"))
+        expect(frame(page).locator("h2").first).to_have_text(
+            re.compile("Which segment (broke|carried) this solution?|Which segment was blamed, and which praised?")
+        )
         tab(page, "Start a run")
         page.get_by_role("button", name="Stop after this step").click()
         expect(page.locator("segpo-trainer .lead")).to_have_text("mine was stopped.", timeout=60_000)
@@ -330,7 +334,68 @@ def test_a_pasted_link_opens_its_rollout_whole(visit, app):
     other = inside.locator("[data-kind=group]").get_by_role("button", name=re.compile("open", re.I)).first
     other.click()
     page.wait_for_function("!location.search.includes('sample=0')")
-    expect(inside.locator(".eyebrow").first).to_contain_text(f"sample {page.url.rpartition('sample=')[2]}")
+    expect(inside.locator(".eyebrow").first).to_contain_text("sample " + re.search(r"sample=(\d+)", page.url)[1])
+
+
+def test_a_link_or_a_card_brings_its_neighbours(visit, app):
+    page = visit(app + "?run=alpha&step=5&group=1&sample=0")
+    selected, heading = page.locator("segpo-rollouts tr[aria-selected]"), page.locator("segpo-rollouts .viewer h2")
+    expect(selected).to_have_attribute("aria-label", re.compile("^alpha, step 5 · group 1 · sample 0:"), timeout=SLOW)
+    page.get_by_label("Next rollout").click()
+    expect(heading).to_have_text("alpha · step 5 · group 1 · sample 1", timeout=SLOW)
+    page.get_by_label("Rollout before").click()
+    page.get_by_label("Rollout before").click()
+    expect(heading).to_have_text(re.compile("^alpha · step 5 · group 0 · sample"), timeout=SLOW)
+    expect(page.get_by_label("Run", exact=True).first).to_have_value("alpha", timeout=SLOW)
+    # a filter that the rollout does not fit gives way, one that it fits stays
+    page.goto(app + "?run=beta&step=5&group=1&sample=0&f.text=no+such+words&f.sort=step")
+    expect(selected).to_have_attribute("aria-label", re.compile("^beta, step 5 · group 1 · sample 0:"), timeout=SLOW)
+    assert "f.text" not in page.url and "f.run=beta" in page.url and "f.sort=step" in page.url
+    page.goto(app + "?tab=live&live=alpha")
+    page.locator("segpo-live .card .open").last.click()
+    expect(selected).to_have_count(1, timeout=SLOW)
+    page.get_by_label("Next rollout").click()
+    expect(heading).to_have_text(re.compile("^alpha · step"), timeout=SLOW)
+
+
+def test_what_is_left_out_is_named(visit, tmp_path):
+    write_run(tmp_path / "far", steps=1)
+    write_run(tmp_path / "runs" / "here", steps=1)
+    (tmp_path / "runs" / "a, link").symlink_to(tmp_path / "far")
+    with serving(tmp_path / "runs") as (address, _):
+        page = visit(f"http://{address}/")
+        page.locator("segpo-top summary", has_text="1 left out").click()
+        expect(page.locator("segpo-top li")).to_contain_text("a, link is a link that leads out of", timeout=SLOW)
+        page.context.close()  # it asks again and again, and the app ends first
+
+
+def test_inspect_asks_of_runs_steps_and_cuts(visit, app):
+    page = visit(app + "?tab=inspect&i.run=alpha")
+    inside = frame(page, "segpo-inspect")
+    expect(inside.locator("h1")).to_have_text("Can I trust these advantages?", timeout=SLOW)
+    expect(inside.locator(".main-svg").first).to_be_visible(timeout=SLOW)
+    page.get_by_role("button", name="What did a step learn?").click()
+    expect(inside.locator(".eyebrow").first).to_contain_text("alpha · SAPO (segment-aligned) · step 21", timeout=SLOW)
+    page.get_by_label("Recorded step before").click()
+    expect(inside.locator(".eyebrow").first).to_contain_text("step 17", timeout=SLOW)
+    assert "i.step=17" in page.url and "q=forensics" in page.url
+    inside.locator(".fo-top td.words button").first.click()
+    expect(page.locator("segpo-rollouts .viewer h2")).to_have_text(re.compile("^alpha · step 17 ·"), timeout=SLOW)
+    page.get_by_role("button", name="Cuts").click()
+    expect(inside.locator("h2").first).to_have_text("Are the cuts at real decisions?", timeout=SLOW)
+    expect(inside.locator(".eyebrow").first).to_contain_text("step 17", timeout=SLOW)
+
+
+def test_an_unusual_step_opens_what_it_learned_from(visit, app):
+    page = visit(app + "?live=alpha")
+    reward = chart(page, "Reward")
+    reward.locator("svg.opens").click(position={"x": 150, "y": 60})
+    expect(page.get_by_role("button", name="What did a step learn?")).to_have_attribute(
+        "aria-pressed", "true", timeout=SLOW
+    )
+    expect(frame(page, "segpo-inspect").locator("h2").first).to_have_text(
+        "What did this step learn from?", timeout=SLOW
+    )
 
 
 def test_newer_rollouts_are_told_and_nothing_moves(visit, tmp_path):

@@ -138,6 +138,8 @@ def test_exploring_narrows_walks_and_keeps_its_keys(lab, view):
     expect(told).to_have_text(re.compile("^1–12"))
     cell.locator("th[data-c=lowest] button").click()
     expect(cell.locator("th[data-c=lowest]")).to_have_attribute("aria-sort", "ascending")
+    names = [handle.get_attribute("aria-label") for handle in cell.get_by_role("slider").all()]
+    assert {"steps from", "steps to"} <= set(names) and len(names) == len(set(names))
     cell.get_by_role("slider").first.focus()
     for moved in (1, 2):  # each arrives before the next thing is done: a value still on its way would undo "show all"
         lab.page.keyboard.press("ArrowUp")

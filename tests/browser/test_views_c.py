@@ -140,7 +140,20 @@ def test_the_heaviest_segments_show_their_text_on_enter(show, run):
     assert around.text_content() == top["before"] + top["text"] + top["after"]
     page.keyboard.press("Enter")
     assert page.locator(".fo-around:visible").count() == 0
-    assert page.locator(".fo-top tbody tr").first.locator("td").nth(3).inner_text() == f"{100 * top['share']:.1f} %"
+    assert page.locator(".fo-top tbody tr").first.locator("td.share").inner_text() == f"{100 * top['share']:.1f} %"
+
+
+def test_the_segments_are_sorted_by_what_the_reader_asks(show, run):
+    view = sv.forensics(run, 5)
+    page = show(view)
+    assert list(view.data["sorts"]) == ["moved", "share", "advantage", "ratio", "clipped"]
+    for name in ("advantage", "share", "ratio", "moved"):
+        page.locator(f".fo-top th button[data-sort={name}]").click()
+        assert page.locator(".fo-top th[aria-sort=descending]").count() == 1
+        best = max(view.data["top"], key=lambda e: abs(math.log(e[name])) if name == "ratio" else abs(e[name]))
+        where = page.locator(".fo-top tbody td.where").first.inner_text().split(" · ")
+        assert (int(where[0]), int(where[1].split(" ")[0])) == (best["group"], best["sample"])
+        assert page.locator(f"[data-sort={name}]").evaluate("e => e.getRootNode().activeElement === e")
 
 
 def test_a_segment_is_opened_where_there_is_somebody_to_open_it(show, run):

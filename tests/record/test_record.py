@@ -1,17 +1,21 @@
 """The run directory: whole files only, a checked schema, and recording that never stops a run."""
 
+import io
 import json
 import logging
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+import segviz as sv
 from segpo_core.algos import GRPO, SAPO
 from segpo_core.record import store
 from segpo_core.record.rows import rollout_rows, rollouts_from_rows, token_span
 from segpo_core.record.store import Recorder, SchemaError
+from segpo_core.tasks.files import _open
 from segpo_core.types import Rollouts, pad_rows
 
 PIECES = [["<per", "ception>", " a", "\N{GRINNING FACE}", "", " b"], ["x", "</script>${1+1}{{x}}", "\ud800", "\u202e!"]]
@@ -174,3 +178,41 @@ def test_reading_nothing_back_is_an_error():
     with pytest.raises(ValueError, match="no recorded rollouts"):
         rollouts_from_rows([])
     assert pad_rows([torch.tensor([1, 2]), torch.tensor([3])], -1).tolist() == [[1, 2], [3, -1]]
+
+
+def photograph(rng: np.random.Generator, **more) -> bytes:
+    pixels = rng.integers(0, 200, (60, 80, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG", quality=90, **more)
+    return sink.getvalue()
+
+
+def test_a_photograph_is_kept_as_it_came_without_what_the_camera_said(tmp_path, monkeypatch):
+    """Encoding a photograph anew costs more than reading it: what the model saw is what its file decodes to."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "a maker's name", 1
+    data = photograph(np.random.default_rng(0), exif=exif, comment=b"a secret place")
+    (tmp_path / "photo.jpg").write_bytes(data)
+    image = _open("photo.jpg", tmp_path, "row 1")
+    digest = store.image_digest(image)
+    monkeypatch.setattr(store, "png_bytes", lambda _: pytest.fail("it was encoded again"))
+    recorder = store.Recorder(tmp_path / "run")
+    recorder.start({})
+    recorder.rollouts(1, [], {digest: image})
+    kept = store.image_file(tmp_path / "run", digest)
+    assert kept.suffix == ".jpg" and recorder.failures == 0
+    assert b"secret" not in kept.read_bytes() and b"maker" not in kept.read_bytes()
+    assert store.image_digest(Image.open(kept)) == digest == store.image_digest(Image.open(io.BytesIO(data)))
+    assert sv.open(tmp_path / "run").image(digest) == kept.read_bytes()
+
+
+def test_a_picture_that_was_changed_on_the_way_is_encoded(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    turned = _open(photograph(np.random.default_rng(1), exif=exif), tmp_path, "row 1")
+    half = _open(photograph(np.random.default_rng(2)), tmp_path, "row 2").resize((40, 30))
+    recorder = store.Recorder(tmp_path / "run")
+    recorder.rollouts(1, [], {store.image_digest(one): one for one in (turned, half)})
+    for one in (turned, half):
+        kept = store.image_file(tmp_path / "run", store.image_digest(one))
+        assert kept.suffix == ".png" and Image.open(kept).tobytes() == one.tobytes()

@@ -14,6 +14,7 @@ import segviz as sv
 from segviz.runs.columns import rollout_columns
 from segviz.runs.evidence import COLUMNS, evidence, samples_behind
 from segviz.show.figures import Figure
+from segviz.views.audit import tells_apart
 from tests.fakes.fake_run import write_run
 from tests.views.made import simple
 
@@ -142,3 +143,22 @@ def test_the_audit_of_one_odd_rollout(changed):
 def test_the_audit_of_an_empty_run_says_so(empty):
     with pytest.raises(ValueError, match="no recorded rollouts yet"):
         sv.audit(empty)
+
+
+@pytest.mark.parametrize(("knows", "words"), [(0.0, "do not tell"), (0.25, "hardly tell"), (2.0, "values tell")])
+def test_a_critic_that_says_the_mean_everywhere_is_no_comfort(knows, words):
+    """Values around the mean reward are off by little whatever they know: the AUC comes first."""
+    draw = np.random.default_rng(0)
+    rewards = np.repeat([0.0, 1.0], 400)
+    values = 0.5 + 0.05 * (knows * (rewards - 0.5) * 2 + draw.standard_normal(800))
+    rows = [simple([v] * 4, reward=float(r), sample=i) for i, (v, r) in enumerate(zip(values, rewards, strict=True))]
+    said = words_of(sv.audit(rows))
+    assert words in said and "AUC" in said and "0.5 is a coin" in said
+    area = tells_apart(evidence(rollout_columns(rows, COLUMNS)))
+    assert area[1] <= area[0] <= area[2] and (area[1] <= 0.5) == (knows == 0)
+
+
+def test_an_axis_of_samples_has_a_tick_at_each_doubling():
+    chain = simple(None, segment_value=[0.5, 0.75], segment_stderr=[0.3, 0.2], method="vineppo")
+    axes = [axis for axis in sv.audit([chain]).select_xaxes() if axis.type == "log"]
+    assert [axis.dtick for axis in axes] == [pytest.approx(math.log10(2))]

@@ -19,7 +19,7 @@ def test_the_finisher_keeps_text_as_text_and_sends_nothing_away():
     assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in text and text.count("<br>") > 2
     assert figure.layout.height > finish(go.Figure(), "a", "b").layout.height
     assert {"sendChartToCloud", "sendDataToCloud"} <= set(figure.layout.modebar.remove)
-    assert figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
+    assert figure.layout.paper_bgcolor == "#ffffff" and figure.layout.font.color == "#1c1d21"  # never faint
     panels = finish(make_subplots(2, 2), "a")
     assert all(panels.layout[f"xaxis{i}"].gridcolor for i in ("", 2, 3, 4))
 

@@ -22,10 +22,14 @@ def of(rows: list[dict], config: dict | None = None) -> dict:
 
 
 def update(advantages=(1.0, -3.0), **columns) -> dict:
-    base = {"text": "abcd", "old_logprobs": [-1.0] * 4, "new_logprobs": [-0.9, -1.0, -1.2, -0.9]}
-    return simple(
-        advantages=advantages, ratio=[1.1, 1.0, 0.7, 1.0], clipped=[False, False, True, False], **base | columns
-    )
+    base = {
+        "ratio": [1.1, 1.0, 0.7, 1.0],
+        "clipped": [False, False, True, False],
+        "text": "abcd",
+        "old_logprobs": [-1.0] * 4,
+        "new_logprobs": [-0.9, -1.0, -1.2, -0.9],
+    }
+    return simple(advantages=advantages, **base | columns)
 
 
 def test_shares_of_the_loss_are_the_sizes_of_trained_advantages():
@@ -36,11 +40,40 @@ def test_shares_of_the_loss_are_the_sizes_of_trained_advantages():
     assert masked["top"][0]["share"] == pytest.approx(3 / 5) and masked["tokens"] == 3
     heaviest = data["top"][0]
     assert heaviest["text"] == "cd" and heaviest["before"] == "ab" and heaviest["clipped"] == 0.5
-    assert heaviest["ratio"] == pytest.approx(0.85) and heaviest["change"] == pytest.approx(-0.05)
+    assert heaviest["ratio"] == pytest.approx(0.7) and heaviest["change"] == pytest.approx(-0.05)
+
+
+def test_segments_come_by_what_the_update_moved_and_each_measure_has_its_first_ones():
+    loud = update((0.1, -3.0), new_logprobs=[-0.2, -0.3, -1.0, -1.0], ratio=[1.0] * 4, clipped=[False] * 4)
+    data = of([loud, update((0.2, 0.3), sample=1, text="efgh", pieces=list("efgh"))])
+    assert data["sort"] == "moved" and set(data["sorts"]) == {"moved", "share", "advantage", "ratio", "clipped"}
+    first = data["top"][0]
+    assert (first["text"], first["moved"]) == ("ab", pytest.approx(1.5)) and "moved ‘ab’ most" in data["verdict"][-1]
+    still = of([update(new_logprobs=None, ratio=None, clipped=None)])
+    assert still["sort"] == "share" and set(still["sorts"]) == {"share", "advantage"}
+    assert all(e["moved"] == 0.0 for e in still["top"])
+    # hundreds of segments: the page carries the first ones of every measure, not all
+    many = [update((0.01 * i, -0.02 * i), sample=i, text=f"{i:04d}", pieces=list(f"{i:04d}")) for i in range(1, 120)]
+    assert 20 <= len(of(many)["top"]) <= 5 * 20
+
+
+def test_siblings_that_say_the_same_are_one_entry():
+    same = [update(sample=i) for i in range(3)]
+    other = update(sample=3, text="abXd", pieces=["a", "b", "X", "d"])
+    data = of([*same, other])
+    texts = {(e["text"], tuple(e["samples"])): e for e in data["top"]}
+    assert set(texts) == {("ab", (0, 1, 2, 3)), ("cd", (0, 1, 2)), ("Xd", (3,))}
+    assert texts["cd", (0, 1, 2)]["share"] == pytest.approx(3 * texts["Xd", (3,)]["share"])
+    assert sum(e["share"] for e in data["top"]) == pytest.approx(1)
+    judged = of([update(), update((1.0, 2.0), sample=1)])  # the same words, another verdict
+    assert sorted(e["samples"] for e in judged["top"] if e["text"] == "cd") == [[0], [1]]
 
 
 def test_the_normaliser_of_the_loss_is_used_and_named():
-    short = update((1.0, 1.0)) | {"loss_mask": [True, False, False, False], "sample": 1}
+    short = update((1.0, 1.0), text="efgh", pieces=list("efgh")) | {
+        "loss_mask": [True, False, False, False],
+        "sample": 1,
+    }
     tokens, completions = (
         of([update((1.0, 1.0)), short], {"loss_type": t}) for t in ("token-mean", "seq-mean-token-mean")
     )
@@ -76,8 +109,9 @@ def test_the_histogram_counts_every_token_once_by_sign():
 
 def test_forensics_of_a_run_names_step_and_clip_range(run):
     view = sv.forensics(run, 5)
-    assert view.data["step"] == 5 and view.data["clip"] is None and len(view.data["top"]) == 20
-    assert [e["share"] for e in view.data["top"]] == sorted((e["share"] for e in view.data["top"]), reverse=True)
+    assert view.data["step"] == 5 and view.data["clip"] is None and len(view.data["top"]) >= 20
+    key = view.data["sort"]
+    assert [e[key] for e in view.data["top"]] == sorted((e[key] for e in view.data["top"]), reverse=True)
     assert "SAPO (segment-aligned)" in view.fallback and view.fallback.count("<tr>") == 21
     assert of([update()], {"epsilon": 0.2, "epsilon_high": 0.28})["clip"] == [0.8, 1.28]
     assert of([update()], {"epsilon": 0.2, "epsilon_high": None})["clip"] == [0.8, 1.2]

@@ -126,3 +126,10 @@ def test_a_group_of_a_run_and_groups_that_are_not_there(run):
         sv.group(run, 1, 7)
     with pytest.raises(KeyError, match="recorded steps: 1"):
         sv.group(run, 2, 0)
+
+
+def test_a_group_in_which_nobody_won_is_not_asked_who_won():
+    asked = [group_data([sibling(i, words, r) for i, (words, r) in enumerate(rows)])["title"] for rows in (
+        [("a b", 0.0), ("a c", 0.0)], [("a b", 1.0)], [("a b", 1.0), ("a c", 0.0)],
+    )]  # fmt: skip
+    assert asked == ["Where do these completions part?", "What earned this reward?", "Why did its sibling win?"]

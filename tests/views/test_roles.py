@@ -161,3 +161,9 @@ def test_a_view_is_drawn_without_the_trainer():
     code = "import sys, segviz as sv; sv.tree, sv.roles; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_right_solution_is_not_asked_for_its_error():
+    right = {"answer_right": True, "error_start": None, "error_end": None, "error_kind": None}
+    titles = [sv.roles(sv.Rollout(seen().row | more)).title for more in (right, right | {"answer_right": False})]
+    assert titles == ["Which tokens come from looking?", "A seeing error or a thinking error?"]

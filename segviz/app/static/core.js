@@ -76,8 +76,12 @@ class Top extends Panel {
   build() {
     this.words = h("span", { class: "quiet" });
     this.root.append(h("header", { class: "bar" }, h("h1", {}, h("b", {}, "SegPO")), h("span", { class: "quiet" }, "which part of the reasoning earned the reward?"), this.words));
+    this.left = h("ul", {});
+    this.leftOut = h("details", { class: "left-out", hidden: true }, h("summary", {}), this.left);
+    this.root.append(this.leftOut);
     this.polls = [new Poll(this, () => "/segpo/api/runs", 2000, (data, error) => {
       this.words.textContent = error ? "" : `${data.runs.length} run${data.runs.length === 1 ? "" : "s"} in ${data.roots.map(visible).join(", ")}`;
+      if (!error) this.tellLeftOut(data.left_out);
     })];
     const wanted = address.get().get("tab") ?? (address.rollout() ? "rollouts" : null);
     this.choose(wanted, 200);
@@ -86,6 +90,15 @@ class Top extends Panel {
       const chosen = event.target.closest?.("#tabs button[role=tab], #tabs .overflow-dropdown button");
       if (chosen && event.isTrusted) address.set({ tab: tabName(chosen) });
     });
+  }
+  /** What lies among the runs and is not shown, with the reason. */
+  tellLeftOut(words) {
+    const stamp = words.join("\n");
+    if (this.told === stamp) return;
+    this.told = stamp;
+    this.leftOut.hidden = !words.length;
+    this.leftOut.querySelector("summary").textContent = `${count(words.length)} left out`;
+    this.left.replaceChildren(...words.map((line) => h("li", {}, visible(line))));
   }
   /** Shows a tab as soon as Gradio has made it. */
   choose(name, tries) {

@@ -193,7 +193,7 @@ class LivePanel extends Panel {
   async drawBoard(board) {
     const mine = (this.boards = (this.boards ?? 0) + 1), el = h("div", { class: "fresh", "aria-hidden": "true" }), open = this.board.querySelector("details")?.open;
     this.board.append(el);
-    await render({ el, data: board });
+    await render({ el, data: board, host: { open: ({ step, label }) => openStep(this.chosen.find((name) => label?.startsWith(`${name} · `)) ?? this.chosen[0], step) } });
     if (open) {
       const details = el.querySelector("details");
       if (details) details.open = true;

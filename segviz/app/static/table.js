@@ -27,7 +27,7 @@ class RolloutsPanel extends Panel {
     this.newer = button("Previous", () => this.turn(-1), { "aria-label": "Previous page" });
     this.pages = h("span", { class: "quiet" });
     this.state = h("div", {});
-    this.list = h("section", { class: "list", "aria-label": "Table of rollouts" }, this.form, h("div", { class: "toolbar" }, this.status, this.fresh), this.notes,
+    this.list = h("section", { class: "list", "aria-label": "Table of rollouts" }, this.form, h("div", { class: "toolbar" }, this.status, this.fresh, fileLinks((form) => `/segpo/api/table.${form}?${new URLSearchParams({ ...this.filters, sort: this.sort })}`)), this.notes,
       h("div", { class: "scroll" }, this.table, this.state), h("div", { class: "toolbar pager" }, this.newer, this.pages, this.older,
         h("span", { class: "quiet keys" }, h("kbd", {}, "↑"), h("kbd", {}, "↓"), " move  ", h("kbd", {}, "Enter"), " open  ", h("kbd", {}, "Esc"), " close")));
     this.makeViewer();
@@ -39,7 +39,7 @@ class RolloutsPanel extends Panel {
     this.polls = [new Poll(this, () => this.url({ limit: 0 }), 1500, (data, error) => this.news(data, error))];
     address.on(() => this.follow());
     this.state.replaceChildren(h("div", { class: "loading", role: "status" }, "Reading the rollouts…"));
-    this.load(0);
+    if (!address.rollout()) this.load(0);
     this.follow();
   }
 
@@ -61,6 +61,7 @@ class RolloutsPanel extends Panel {
       el.value = this.filters[`${name}_${end}`] ?? "";
       return el;
     }));
+    this.failures = new FailureBox(() => `/segpo/api/failures?${new URLSearchParams(this.filters)}`, (filters) => this.ask(filters));
     const search = h("input", { type: "search", name: "text", placeholder: "words in question or completion", title: "Searches the question and the first 4,000 characters of each completion", "aria-label": "Text", oninput: (event) => set("text", event.target.value) });
     search.value = this.filters.text ?? "";
     this.runSelect = select("run", "Run", [["", "all runs"]]);
@@ -68,11 +69,30 @@ class RolloutsPanel extends Panel {
     this.errorSelect = select("error", "First error", [["", "any"], ["none", "none"]]);
     const more = h("details", { class: "more" }, h("summary", {}, "More filters"), h("div", { class: "filters" }, this.methodSelect,
       select("finished", "Finished", [["", "any"], ["yes", "finished"], ["no", "cut at the limit"]]),
+      this.kindSelect = select("kind", "Question", [["", "any"]]), this.labelSelect = select("label", "Yours", [["", "any"]]), this.wrongBox(),
       range("reward", "Reward", null, null, "any"), range("tokens", "Tokens", 0, null, 1), range("spread", "Credit spread", 0, null, "any")));
-    more.open = ["method", "finished", "reward_from", "reward_to", "tokens_from", "tokens_to", "spread_from", "spread_to"].some((name) => this.filters[name]);
+    more.open = ["method", "finished", "kind", "label", "wrong", "reward_from", "reward_to", "tokens_from", "tokens_to", "spread_from", "spread_to"].some((name) => this.filters[name]);
     this.form = h("form", { class: "filterbox", onsubmit: (event) => event.preventDefault() }, h("div", { class: "filters" }, this.runSelect,
       h("label", { class: "grow" }, h("span", {}, "Text"), search), select("answer", "Answer", CHOICES), select("perception", "Seen", CHOICES), select("reasoning", "Reasoned", CHOICES), this.errorSelect,
-      range("step", "Step", 0, null, 1), button("Clear", () => this.clear(), { class: "button clear" })), more);
+      range("step", "Step", 0, null, 1), button("Clear", () => this.clear(), { class: "button clear" })), more, this.failures.el);
+  }
+
+  /** The first wrong words that are asked for, exactly. */
+  wrongBox() {
+    const el = this.wrong = h("input", { type: "text", name: "wrong", placeholder: "exactly", "aria-label": "First wrong words", oninput: (event) => this.ask({ wrong: event.target.value }, 250) });
+    el.value = this.filters.wrong ?? "";
+    return h("label", {}, h("span", {}, "First wrong words"), el);
+  }
+
+  /** Takes filters in, and shows what fits. */
+  ask(filters, wait = 0) {
+    for (const [name, value] of Object.entries(filters)) if (value === "") delete this.filters[name]; else this.filters[name] = value;
+    for (const [name, value] of Object.entries(filters)) {
+      const el = this.form.querySelector(`[name="${name}"]`);
+      if (el && el.value !== value) el.value = value;
+    }
+    clearTimeout(this.typing);
+    this.typing = setTimeout(() => this.changed(), wait);
   }
 
   clear() {
@@ -83,9 +103,14 @@ class RolloutsPanel extends Panel {
   }
 
   changed() {
+    this.tellAddress();
+    this.load(0);
+  }
+
+  tellAddress() {
+    this.failures.stale();
     const names = [...address.get().keys()].filter((name) => name.startsWith("f."));
     address.set({ ...Object.fromEntries(names.map((name) => [name, null])), ...Object.fromEntries(Object.entries(this.filters).map(([name, value]) => [`f.${name}`, value])) });
-    this.load(0);
   }
 
   /** Options of a select, kept chosen though it is not (yet) among them. */
@@ -93,10 +118,25 @@ class RolloutsPanel extends Panel {
     const el = label.querySelector("select"), chosen = this.filters[el.name] ?? "";
     if (chosen && !options.some(([value]) => value === chosen)) options = [...options, [chosen, visible(chosen)]];
     const stamp = JSON.stringify(options);
-    if (el.dataset.stamp === stamp) return;
+    if (el.dataset.stamp !== stamp) el.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
     el.dataset.stamp = stamp;
-    el.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
-    el.value = chosen;
+    if (el.value !== chosen && this.shadowRoot.activeElement !== el) el.value = chosen;
+  }
+
+  /** The table holds one run and nothing else is asked of it. Returns whether that changes anything. */
+  narrow(run) {
+    if (Object.keys(this.filters).every((name) => name === "run" || name === "sort") && this.filters.run === run) return false;
+    const { sort } = this.filters;
+    this.form.reset();
+    this.filters = { run, ...(sort ? { sort } : {}) };
+    this.tellAddress();
+    return true;
+  }
+
+  /** Of all runs' rows only this run's, whatever else is asked of them; "": again of all. */
+  narrowTo(run) {
+    if (run) this.filters.run = run; else delete this.filters.run;
+    this.tellAddress();
   }
 
   // rows
@@ -106,20 +146,24 @@ class RolloutsPanel extends Panel {
     return `/segpo/api/rollouts?${params}`;
   }
 
-  async load(page, land = null) {
+  /** Shows a page; `near`: the one that holds this rollout, if it is among the rows that fit. */
+  async load(page, land = null, near = null) {
     const mine = (this.loads = (this.loads ?? 0) + 1);
     this.table.setAttribute("aria-busy", "true");
     try {
-      const data = await ask(this.url({ limit: PAGE, offset: page * PAGE }));
+      const data = await ask(this.url({ limit: PAGE, offset: page * PAGE, ...(near ? { near: ["run", "step", "group", "sample"].map((name) => near[name]).join("/") } : {}) }));
       if (mine !== this.loads) return;
+      if (near && data.at === null && data.read >= data.files && this.narrow(near.run)) return this.load(0, null, near);
       if (page > 0 && !data.rows.length && data.total) return this.load(Math.floor((data.total - 1) / PAGE), land);
-      this.page = page;
+      this.page = Math.floor(data.offset / PAGE);
+      this.seeking = near && data.at === null && data.read < data.files ? near : null;  // the index is still filling
       this.seen = data;
       this.rows = data.rows;
       this.drawRows(land);
       this.facts(data);
     } catch (error) {
       if (mine !== this.loads) return;
+      if (near) { this.narrowTo(""); return this.load(0); }  // the frame says that it is not there
       this.rows = [];
       this.tbody.replaceChildren();
       this.state.replaceChildren(notice(error.message, "failed"));
@@ -132,7 +176,8 @@ class RolloutsPanel extends Panel {
   /** What has changed since the rows were drawn is told, and shown when the reader wants it. */
   news(data, error) {
     if (error) { this.notes.replaceChildren(notice(error.message, "failed")); this.broken = true; return; }
-    if (this.broken || !this.seen) { this.broken = false; this.load(this.page); return; }
+    if (this.broken || !this.seen) { this.broken = false; this.load(this.page, null, this.at < 0 ? this.open : null); return; }
+    if (this.seeking && sameRollout(this.seeking, this.open)) { this.load(this.page, null, this.seeking); return; }
     this.facts(data);
     if (!this.rows.length && data.total) { this.load(0); return; }
     if (data.read < data.files || data.version === this.seen.version) return;
@@ -155,6 +200,8 @@ class RolloutsPanel extends Panel {
     this.older.disabled = this.page + 1 >= last;
     this.offer(this.methodSelect, [["", "any"], ...data.methods.map(([name, label]) => [name, visible(label)])]);
     this.offer(this.errorSelect, [["", "any"], ["none", "none"], ...data.errors.map((kind) => [kind, visible(kind)])]);
+    this.offer(this.kindSelect, [["", "any"], ...data.kinds.map((kind) => [kind, visible(kind)])]);
+    this.offer(this.labelSelect, [["", "any"], ["any", `noted or labelled (${count(data.noted)})`], ...data.labels.map((label) => [label, visible(label)])]);
     this.offer(this.runSelect, [["", "all runs"], ...data.runs.map((name) => [name, visible(name)])]);
     if (!this.rows.length) {
       this.state.replaceChildren(!data.runs.length ? empty("No runs yet", "Start one in the tab “Start a run”; its rollouts appear here.")
@@ -188,7 +235,7 @@ class RolloutsPanel extends Panel {
       h("td", { class: "c-error" }, row.error_kind ? visible(row.error_kind) : h("span", { class: "quiet" }, "–")),
       h("td", { class: "c-number" }, known(row.reward) ? num(row.reward, 3) : "–"), h("td", { class: "c-number" }, known(row.tokens) ? count(row.tokens) : "–", row.finished === false ? h("span", { title: "cut at the length limit" }, " ✂") : ""),
       h("td", { class: "c-spread" }, spreadBar(row.lowest, row.highest, size)),
-      h("td", { class: "c-text" }, visible(row.before), row.match ? h("mark", {}, visible(row.match)) : null, visible(row.text)))));
+      h("td", { class: "c-text" }, noteMarks(row), visible(row.before), row.match ? h("mark", {}, visible(row.match)) : null, visible(row.text)))));
     const at = land === "last" ? this.rows.length - 1 : land === "first" ? 0 : this.rows.findIndex((row) => sameRollout(row, this.open));
     this.mark(at);
     if (land) this.pick(at, Boolean(this.open));
@@ -201,6 +248,7 @@ class RolloutsPanel extends Panel {
 
   mark(i) {
     this.at = i;
+    for (const el of [this.before, this.after]) el.disabled = i < 0;
     const focusable = Math.max(0, i);
     [...this.tbody.children].forEach((el, j) => {
       el.tabIndex = j === focusable ? 0 : -1;
@@ -254,9 +302,12 @@ class RolloutsPanel extends Panel {
     this.save = h("a", { class: "button" }, "Download");
     this.save.title = "One HTML file that needs no network";
     this.viewer = h("section", { class: "viewer", "aria-label": "Rollout", hidden: true }, h("div", { class: "toolbar" }, this.heading, h("span", { class: "buttons" },
-      button("◂", () => this.step(-1), { "aria-label": "Rollout before", title: "the row above" }), button("▸", () => this.step(1), { "aria-label": "Next rollout", title: "the row below" }),
+      this.before = button("◂", () => this.step(-1), { "aria-label": "Rollout before", title: "the row above" }),
+      this.after = button("▸", () => this.step(1), { "aria-label": "Next rollout", title: "the row below" }),
+      button("Cuts", () => { const { run, step, group, sample } = this.open; address.set({ tab: "inspect", q: "boundaries", "i.run": run, "i.step": step, "i.group": group, "i.sample": sample }, true); showTab("inspect"); }, { title: "Its segments beside those that a rule would make" }),
       button("Compare methods", () => { address.set({ tab: "compare", c: "methods" }, true); showTab("compare"); }),
-      this.copy = button("Copy link", () => this.copyLink()), this.save, button("Close", () => this.close(), { class: "button close" }))), this.frame.el);
+      (this.note = new NoteBox(() => this.load(this.page))).toggler,
+      this.copy = button("Copy link", () => this.copyLink()), this.save, button("Close", () => this.close(), { class: "button close" }))), this.note.el, this.frame.el);
   }
 
   async copyLink() {
@@ -267,6 +318,7 @@ class RolloutsPanel extends Panel {
   }
 
   step(way) {
+    if (this.at < 0) return;
     const next = this.at + way;
     if (next >= this.rows.length) this.turn(1, "first"); else if (next < 0) this.turn(-1, "last"); else this.pick(next, true);
   }
@@ -286,16 +338,21 @@ class RolloutsPanel extends Panel {
 
   /** Shows what the address says. */
   follow() {
-    const wanted = address.rollout();
-    if (sameRollout(wanted, this.open)) return;
+    const wanted = address.rollout(), before = this.open;
+    if (sameRollout(wanted, before)) return;
     this.open = wanted;
     this.viewer.hidden = !wanted;
     this.body.classList.toggle("opened", Boolean(wanted));
     this.mark(this.rows.findIndex((row) => sameRollout(row, wanted)));
-    if (!wanted) return;
+    if (!wanted) { if (!this.seen) this.load(0); return; }
+    if (this.at < 0) {  // from a link, a card or Back: the table goes where it stands, so that ◂ and ▸ lead to its neighbours
+      if (!before && !this.filters.run) this.narrowTo(wanted.run);
+      this.load(0, null, wanted);
+    }
     this.heading.textContent = `${visible(wanted.run)} · ${place(wanted)}`;
     this.save.href = viewUrl(wanted, "rollout", { download: 1, theme: "" });
     this.save.setAttribute("download", "");
+    this.note.show(wanted);
     this.frame.show(wanted);
   }
 

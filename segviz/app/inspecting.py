@@ -1,0 +1,101 @@
+"""The tab Inspect: whether a run's credit can be trusted, what a step learned from, where a completion was cut."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+import segviz as sv
+from segviz.app.kept import Kept
+from segviz.app.shelf import Missing, Shelf, ShelfRun, inside
+from segviz.show.encode import tidy
+from segviz.show.figures import Figure, page
+from segviz.show.view import View
+from segviz.views.audit import audit
+from segviz.views.boundaries import RULES
+
+#: Question of a whole run -> the figure that answers it; `narrow`: for a page on which one panel fits beside none.
+FIGURES: dict[str, Callable[[ShelfRun, bool], Figure]] = {
+    "audit": lambda run, narrow: audit(run, columns=1 if narrow else 2),
+    "lift": lambda run, narrow: sv.lift(run),
+}
+CUTS = ("", *RULES)  #: what a completion's recorded cut can be held against; "": what suits it
+
+
+class Inspector:
+    """Makes the pages, one at a time: they read thousands of rollouts. The last few are kept."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+        self._made, self._one = Kept(12), threading.Lock()
+
+    def figure(self, name: str, kind: str, narrow: bool, theme: str) -> str:
+        """The page of a figure about a whole run.
+
+        Raises:
+            Missing: no such run or question; SchemaError, OSError: it cannot be read; ValueError: too little is
+                recorded.
+        """
+        if kind not in FIGURES:
+            raise Missing("There is no such page.")
+        run = self.shelf.open(name)
+        check_links(run)
+        # a running run has a newer answer with each step that it records
+        key = (str(run.path), kind, narrow, run.manifest.get("started"), tuple(run.files("rollouts").items()))
+        with self._one:
+            made = self._made.get(key, lambda: FIGURES[kind](run, narrow))
+        return page(made, theme if theme in ("light", "dark") else "")
+
+    def forensics(self, name: str, step: int) -> View:
+        """What a step learned from; of a step that is not recorded, the nearest one that is. Raises as `figure`."""
+        run = self.shelf.open(name)
+        steps = run.steps
+        if not steps:
+            raise Missing(f"{tidy(run.name)} has no recorded rollouts yet.")
+        nearest = min(steps, key=lambda there: (abs(there - step), there))
+        run.check_step(nearest)
+        with self._one:
+            made = sv.forensics(run, nearest)
+        if nearest == step:
+            return made
+        note = f"Step {step} is not recorded; this is the nearest one that is, step {nearest}."
+        return replace(made, data=dict(made.data) | {"notices": [note, *made.data["notices"]]})
+
+
+def check_links(run: ShelfRun) -> None:
+    """Raise Missing where a recorded file is a link that leads outside."""
+    for kind in ("rollouts", "nodes"):
+        try:
+            with os.scandir(run.path / kind) as entries:
+                links = [entry.name for entry in entries if entry.is_symlink()]
+        except OSError:  # not there
+            continue
+        for name in links:
+            if not inside(run.path / kind / name, run.root):
+                raise Missing(f"{name} is a link that leads out of {run.root}; it is not followed.")
+
+
+def boundaries_page(shelf: Shelf, name: str, step: int, group: int, sample: int, cut: str = "") -> View:
+    """The cuts of one completion beside those of a rule.
+
+    Raises:
+        Missing, SchemaError, KeyError: as `pages.rollout_page`; ValueError: the rule's signal is not recorded.
+    """
+    if cut not in CUTS:
+        raise Missing(f"There is no rule {cut[:40]!r}; there are: {', '.join(RULES)}.")
+    return sv.boundaries(shelf.open(name).rollout(step, group, sample), cut or None)
+
+
+def steps_of(shelf: Shelf, name: str) -> dict[str, Any]:
+    """{steps: those that are recorded}. Raises as `Shelf.open`."""
+    return {"steps": shelf.open(name).steps}
+
+
+def tab() -> None:
+    """The tab; it draws itself (see static/inspect.js)."""
+    gr.HTML("<segpo-inspect></segpo-inspect>", elem_classes="bare")
