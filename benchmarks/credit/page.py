@@ -122,7 +122,7 @@ def decided(found: dict[str, Any]) -> str:
     shares = ("seeing", "reckoning", "answer", "elsewhere")
     lines = ["| task | right | " + " | ".join(shares) + " | decided | tokens |", "|---" * (4 + len(shares)) + "|"]
     for name, n in found["settings"].items():
-        cells = [f"{n['right']:.2f}", *(f"{n[share]:.1%}" for share in shares), cell(n["decided"], 3)]
+        cells = [f"{n['right']:.2f}", *(f"{abs(n[share]):.1%}" for share in shares), cell(n["decided"], 3)]
         lines.append(f"| {name} | {' | '.join(cells)} | {n['tokens']:.0f} |")
     return "\n".join(lines)
 
