@@ -19,7 +19,7 @@ BLOCKS = ("runs", "methods", "cost", "state", "tuning", "claims", "tried", "text
 #: What learning is set against rightness at: axis -> how it is called.
 AXES = {"tokens": "tokens", "step": "steps"}
 #: Budgets are round numbers that every run of a method reaches.
-ROUND = {"tokens": 5000, "seconds": 1, "step": 1}
+ROUND = {"tokens": 1000, "seconds": 1, "step": 1}
 TEXT_ROUND = {"tokens": 100, "seconds": 1, "step": 1}
 ENDS = ("answer", "perception", "grounded")
 
