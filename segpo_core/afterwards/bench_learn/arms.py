@@ -17,8 +17,8 @@ from segpo_core.config import TrainConfig, from_dict, load_yaml
 RATES = (2e-4, 4e-4)
 RATE, TEXT_RATE = RATES[0], 1e-4
 SEEDS = (0, 1, 2, 3, 4)
-#: What no claim of a paper rests on has fewer.
-FEWER_SEEDS = (0, 1, 2)
+#: Sums are dear.
+TEXT_SEEDS = (0, 1, 2)
 EVAL_SIZE = 128
 
 
@@ -73,6 +73,7 @@ FURTHER: dict[str, Arm] = {
     "sapo lam_value 1": Arm("SAPO, critic learns the return", "sapo", {"lam_value": 1.0}),
     "sapo pretrained": Arm("SAPO, value pretraining", "sapo", {"critic_warmup_steps": 5}),
     "sapo 32 prompts": Arm("SAPO, 32 prompts of 1 completion", "sapo", {"num_generations": 1}),
+    "ppo 32 prompts": Arm("PPO, 32 prompts of 1 completion", "ppo", {"num_generations": 1}),
     "spo_chain interval 1": Arm("SPO-chain, 1 cutpoint a segment", "spo_chain", {"interval": 1}, steps=21,
                                 eval_steps=3),
 }
@@ -128,5 +129,5 @@ def plan() -> Iterator[Job]:
     yield from jobs(METHODS | ABLATIONS, SEEDS)
     for rate in RATES[1:]:
         yield from jobs(METHODS, SEEDS, rate)
-    yield from jobs(FURTHER, FEWER_SEEDS)
-    yield from jobs(TEXT, FEWER_SEEDS, TEXT_RATE)
+    yield from jobs(FURTHER, SEEDS)
+    yield from jobs(TEXT, TEXT_SEEDS, TEXT_RATE)

@@ -54,6 +54,9 @@ TRIED = (
     Claim(OURS, "SAPO, a critic with a backbone of its own, learning rate 5e-4", "sapo model", "sapo"),
     Claim(OURS, "SAPO, value pretraining for 5 steps", "sapo pretrained", "sapo"),
     Claim(OURS, "SAPO, 32 prompts of one completion instead of 4 of 8", "sapo 32 prompts", "sapo"),
+    Claim(OURS, "PPO, 32 prompts of one completion instead of 4 of 8", "ppo 32 prompts", "ppo"),
+    Claim(OURS, "32 prompts of one completion: SAPO instead of PPO", "sapo 32 prompts", "ppo 32 prompts"),
+    Claim(OURS, "SAPO with 32 prompts of one completion instead of GRPO with 4 of 8", "sapo 32 prompts", "grpo"),
     Claim(OURS, "SAPO, 4 updates a step instead of one", "sapo 4 updates", "sapo"),
     Claim(OURS, "SPO-chain with a segment for every cutpoint", "spo_chain interval 1", "spo_chain"),
 )
