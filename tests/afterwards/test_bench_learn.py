@@ -61,17 +61,17 @@ def test_holm_by_hand():
     assert curves.holm([0.2, 0.02]) == [False, True] and curves.holm([]) == []
 
 
-def test_a_seed_has_no_say_in_its_own_learning_rate():
-    """Seed 0 is best at the rate that the other two do badly at: it gets the others' rate, and its low area there."""
+def test_an_arm_is_tuned_by_the_mean_over_its_seeds():
     slow, fast = arms.RATES
-    ends = {slow: (0.2, 0.8, 0.8), fast: (1.0, 0.4, 0.4)}
+    ends = {slow: (0.2, 0.8, 0.8), fast: (1.0, 0.4, 0.3)}
     lines = [line("grpo", s, [e, e], (0, 100), rate) for rate, of in ends.items() for s, e in enumerate(of)]
+    lines.append(line("grpo", 3, [1.0, 1.0], (0, 100), fast))  # without its fellow it does not count
     tuned = curves.Runs(lines, slow).tuned("grpo", arms.RATES, "answer", "tokens", 100, 100)
-    assert tuned.rates == {0: slow, 1: fast, 2: fast}  # seeds 1 and 2 each hear seed 0's 1.0
-    assert tuned.areas == pytest.approx({0: 0.2, 1: 0.4, 2: 0.4})
-    assert curves.Runs(lines[:3], slow).tuned("grpo", arms.RATES, "answer", "tokens", 100, 100).areas == {}
-    one = curves.Runs([lines[0], lines[3]], slow).tuned("grpo", arms.RATES, "answer", "tokens", 100, 100)
-    assert one.rates == {}  # nobody else to choose
+    assert tuned.rate == slow and tuned.areas == pytest.approx({0: 0.2, 1: 0.8, 2: 0.8})
+    grounded = curves.Runs(lines, slow).tuned("grpo", arms.RATES, "grounded", "tokens", 100, 100)
+    assert grounded.rate == slow and grounded.areas == {0: 0.5, 1: 0.5, 2: 0.5}  # chosen by the answer, always
+    for few in (lines[:3], [lines[0], lines[3]], []):
+        assert curves.Runs(few, slow).tuned("grpo", arms.RATES, "answer", "tokens", 100, 100) == (None, {})
 
 
 def test_verdicts_are_of_tuned_rates_where_both_were_tuned():
@@ -259,7 +259,7 @@ def test_a_page_with_everything(tmp_path):
     parts = {name: text.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0] for name in page.BLOCKS}
     assert "over 3 methods" in parts["credit"] and (tmp_path / "learning" / "credit-step.svg").exists()
     assert parts["methods"].count("| 5 |") == parts["cost"].count(" of 5)") / 2 == len(arms.METHODS)
-    assert parts["tuning"].count("4e-4 (5)") + parts["tuning"].count("2e-4 (5)") == len(arms.METHODS)
+    assert parts["tuning"].count("| 4e-4 |") + parts["tuning"].count("| 2e-4 |") - 1 == len(arms.METHODS)
     assert all(claim.says in parts["claims"] for claim in claims.CLAIMS)
     assert all(claim.says in parts["tried"] for claim in claims.TRIED)
     assert all(claim.says in parts["text"] for claim in claims.ON_TEXT) and "| 5 |" in parts["text"]

@@ -143,20 +143,19 @@ class Runs:
         return {seed: area(run, name, axis, budget) for seed, run in sorted(self.of.get(arm, {}).items())}
 
     def tuned(self, arm: str, rates: Sequence[float], name: str, axis: str, budget: float, tokens: float) -> Tuned:
-        """Each seed's area at the learning rate that the *other* seeds choose.
+        """An arm's areas at the better of its learning rates.
 
-        A seed's own run has no say in its rate, so a choice by luck brings nothing. Chosen is by the mean area under
-        the answer's curve up to `tokens`. Only seeds that were run at all rates count; fewer than two choose nothing.
+        That is the rate with the largest mean area under the answer's curve up to `tokens`, over the seeds that were
+        run at all rates; fewer than two of them choose nothing. The same runs choose and are reported, so where rates
+        are close the area is a little too good. (To let each seed's rate be chosen by the others is worse: where rates
+        are close, a seed that is bad at one of them is what makes the others prefer it least, and gets it itself.)
         """
         runs = {rate: self.of.get(self.called(arm, rate), {}) for rate in rates}
         seeds = sorted(set.intersection(*(set(of) for of in runs.values())))
         if len(seeds) < 2:
-            return Tuned({}, {})
-        learnt = {rate: [area(of[seed], "answer", "tokens", tokens) for seed in seeds] for rate, of in runs.items()}
-        chosen = {}
-        for i, seed in enumerate(seeds):
-            chosen[seed] = max(rates, key=lambda rate: sum(learnt[rate]) - learnt[rate][i])  # noqa: B023  used at once
-        return Tuned(chosen, {seed: area(runs[rate][seed], name, axis, budget) for seed, rate in chosen.items()})
+            return Tuned(None, {})
+        best = max(rates, key=lambda rate: sum(area(runs[rate][seed], "answer", "tokens", tokens) for seed in seeds))
+        return Tuned(best, {seed: area(runs[best][seed], name, axis, budget) for seed in seeds})
 
     def difference(self, better: str, worse: str, name: str, axis: str, most: float) -> tuple[Interval, float]:
         """Area of one arm less that of another, seed by seed (the same problems), and the budget it is over."""
@@ -165,9 +164,9 @@ class Runs:
 
 
 class Tuned(NamedTuple):
-    """Seed -> the learning rate chosen for it, and its area."""
+    """The learning rate chosen, and seed -> area."""
 
-    rates: dict[int, float]
+    rate: float | None
     areas: dict[int, float]
 
 

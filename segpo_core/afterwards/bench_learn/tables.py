@@ -81,23 +81,22 @@ def methods(of: Runs, names: Sequence[str], most: dict[str, float], ends: Sequen
 
 
 def tuning(of: Runs, names: Sequence[str], most: dict[str, float], rates: Sequence[float]) -> str:
-    """Areas at every learning rate, and at the one that the other seeds choose."""
+    """Areas at every learning rate, and which is the better one."""
     rows = []
     for name in names:
         runs_at = {rate: of.called(name, rate) for rate in rates}
-        if not all(of.of.get(arm) for arm in runs_at.values()):
-            continue
-        cells = [say(interval([*of.areas(arm, "answer", "tokens", most["tokens"]).values()]), 3)
-                 for arm in runs_at.values()]  # fmt: skip
         tuned = [of.tuned(name, rates, "answer", axis, most[axis], most["tokens"]) for axis in ("tokens", "seconds")]
-        chosen = [f"{_rate(rate)} ({n})" for rate in rates if (n := sum(r == rate for r in tuned[0].rates.values()))]
+        if tuned[0].rate is None:
+            continue
+        cells = [
+            say(interval([*of.areas(arm, "answer", "tokens", most["tokens"]).values()]), 3) for arm in runs_at.values()
+        ]
         areas = [interval([*t.areas.values()]) for t in tuned]
-        row = [arms.ARMS[name].title, *cells, ", ".join(chosen), *(_share(a, 3) for a in areas)]
-        row.append(f"{min(tuned[0].areas.values()):.3f}" if areas[0].number else "")
-        rows.append((-areas[0].mean if areas[0].number else 0.0, row))
+        row = [arms.ARMS[name].title, *cells, _rate(tuned[0].rate), *(_share(a, 3) for a in areas)]
+        rows.append((-areas[0].mean, [*row, f"{min(tuned[0].areas.values()):.3f}"]))
     if not rows:
         return "No method was run with two learning rates."
-    head = ("method", *map(_rate, rates), "chosen (seeds)", "tuned, equal tokens", "tuned, equal time",
+    head = ("method", *map(_rate, rates), "better", "tuned, equal tokens", "tuned, equal time",
             "worst seed, equal tokens")  # fmt: skip
     return table(head, [row for _, row in sorted(rows)])
 
