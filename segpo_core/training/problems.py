@@ -116,7 +116,8 @@ class Problems:
             self._fitting(world_first + first + i + offset, (self.config.seed, step, first + i), processor, model)
             for i in range(number)
         ]
-        return [example for example, _ in fitting], Prompts.joined([prompt for _, prompt in fitting])
+        pad = fitting[0][1].pad_token_id
+        return [example for example, _ in fitting], Prompts(tuple(prompt.rows[0] for _, prompt in fitting), pad)
 
     def _fitting(
         self, index: int, stream: tuple[int, ...], processor: Any, model: PreTrainedConfig
