@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Dependencies and their licences
 
-What `constraints.txt` pins, as its packages' own metadata say it; made by `docs/make_dependencies.py`. None of it is part
-of this project's files. Each comes under its own licence, which lies in it.
+What `constraints.txt` pins, as its packages' own metadata say it; made by `docs/make_dependencies.py`. None of it is
+part of this project's files. Each comes under its own licence, which lies in it.
 
 | package | version | licence |
 |---|---|---|
