@@ -19,7 +19,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
-from segviz.app import inspecting, look, pages, playground
+from segviz.app import inspecting, look, pages, playground, recorded
 from segviz.app.compare import occurrences, prompts
 from segviz.app.exports import export, failures
 from segviz.app.guard import Guard
@@ -40,7 +40,7 @@ from segviz.show.view import View
 #: What our own scripts use of the renderer.
 EXPORTS = "export { render, h, s, num, signed, visible, known, strip, tile, finding };"
 SCRIPTS = (
-    "core.js", "live.js", "frame.js", "notes.js", "table.js", "compare.js", "inspect.js", "scene.js", "playground.js"
+    "core.js", "live.js", "frame.js", "notes.js", "askbox.js", "table.js", "compare.js", "inspect.js", "scene.js", "playground.js"
 )  # fmt: skip
 LARGEST_NOTE = 32 * 2**10  #: bytes
 RUNS = 12  #: runs that one question may name
@@ -84,7 +84,9 @@ def serve(
     _assets(app)
     _data(app, desk)
     _pages(app, desk)
-    playground.routes(app, playground.Playground(desk.shelf, desk.studio), _told, _framed)
+    play = playground.Playground(desk.shelf, desk.studio)
+    playground.routes(app, play, _told, _framed)
+    recorded.routes(app, recorded.Recorded(desk.shelf, desk.studio), play.told, _told, _framed)
     module = f'<script type="module" src="/segpo/app.js?v={_digest(_module())}"></script>'
     app = gr.mount_gradio_app(
         app, blocks, path="/", allowed_paths=[], footer_links=[], ssr_mode=False, run_history=False, head=module,

@@ -90,7 +90,7 @@ def counterfactual(
         if where in ("both", side) and at < len(ids):
             drawn[side] = resample(policy, example, ids, at, number, seed)
     data = counterfactual_data(
-        drawn["before"], drawn["after"], rollout, segment, _who(policy, step), success, with_after=where != "before"
+        drawn["before"], drawn["after"], rollout, segment, whose(policy, step), success, with_after=where != "before"
     )
     return View("counterfactual", QUESTION, data, _fallback(data))
 
@@ -195,7 +195,7 @@ def _span(rollout: Rollout, segment: int) -> tuple[int, int]:
     return rollout.segments[segment]
 
 
-def _who(policy: Any, step: int | None) -> str:
+def whose(policy: Any, step: int | None) -> str:
     """Who wrote the continuations, and how far that policy is from the one that wrote the rollout."""
     who = f"Continuations by {policy.name}"
     if policy.step is None or step is None:

@@ -4,8 +4,9 @@ const frames = new Map();  // window of a frame -> what hears it
 addEventListener("message", (event) => {
   const tell = frames.get(event.source);
   if (!tell || typeof event.data !== "object" || !event.data) return;
-  const { segviz, step, group, sample } = event.data;
+  const { segviz, step, group, sample, segment } = event.data;
   if (segviz === "close") tell("close");
+  if (segviz === "select" && Number.isInteger(segment) && segment >= 0) tell("select", { segment });
   if (segviz === "open" && [step, group, sample].every((id) => Number.isInteger(id) && id >= 0)) tell("open", { step, group, sample });
 });
 

@@ -297,7 +297,7 @@ class RolloutsPanel extends Panel {
   // the rollout that is open
 
   makeViewer() {
-    this.frame = viewFrame((what, ids) => { if (what === "close") this.close(); else this.show({ run: this.open.run, ...ids }, true); }, "The rollout and its credit");
+    this.frame = viewFrame((what, ids) => { if (what === "close") this.close(); else if (what === "select") this.asking.choose(ids.segment); else this.show({ run: this.open.run, ...ids }, true); }, "The rollout and its credit");
     this.heading = h("h2", { tabindex: "-1" });
     this.save = h("a", { class: "button" }, "Download");
     this.save.title = "One HTML file that needs no network";
@@ -306,8 +306,9 @@ class RolloutsPanel extends Panel {
       this.after = button("▸", () => this.step(1), { "aria-label": "Next rollout", title: "the row below" }),
       button("Cuts", () => { const { run, step, group, sample } = this.open; address.set({ tab: "inspect", q: "boundaries", "i.run": run, "i.step": step, "i.group": group, "i.sample": sample }, true); showTab("inspect"); }, { title: "Its segments beside those that a rule would make" }),
       button("Compare methods", () => { address.set({ tab: "compare", c: "methods" }, true); showTab("compare"); }),
+      (this.asking = new AskBox((url) => { if (url) this.frame.to(url); else { this.frame.again(); this.frame.show(this.open); } })).toggler,
       (this.note = new NoteBox(() => this.load(this.page))).toggler,
-      this.copy = button("Copy link", () => this.copyLink()), this.save, button("Close", () => this.close(), { class: "button close" }))), this.note.el, this.frame.el);
+      this.copy = button("Copy link", () => this.copyLink()), this.save, button("Close", () => this.close(), { class: "button close" }))), this.note.el, this.asking.el, this.frame.el);
   }
 
   async copyLink() {
@@ -353,6 +354,7 @@ class RolloutsPanel extends Panel {
     this.save.href = viewUrl(wanted, "rollout", { download: 1, theme: "" });
     this.save.setAttribute("download", "");
     this.note.show(wanted);
+    this.asking.show(wanted);
     this.frame.show(wanted);
   }
 
