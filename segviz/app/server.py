@@ -40,7 +40,8 @@ from segviz.show.view import View
 #: What our own scripts use of the renderer.
 EXPORTS = "export { render, h, s, num, signed, visible, known, strip, tile, finding };"
 SCRIPTS = (
-    "core.js", "live.js", "frame.js", "notes.js", "askbox.js", "table.js", "compare.js", "inspect.js", "scene.js", "playground.js"
+    "core.js", "live.js", "frame.js", "notes.js", "askbox.js", "table.js", "compare.js", "inspect.js", "scene.js",
+    "playground.js",
 )  # fmt: skip
 LARGEST_NOTE = 32 * 2**10  #: bytes
 RUNS = 12  #: runs that one question may name

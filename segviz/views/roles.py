@@ -139,7 +139,7 @@ def verdict(rollout: Rollout, summary: list[dict[str, Any]]) -> list[str]:
         name = {"perception": "A seeing error", "reasoning": "A thinking error"}.get(error["kind"], "An error")
         lines = [f"{name}: the first true error is at token {error['start'] + 1}{reason_of(error)}."]
     elif has_truth(rollout):
-        lines = ["Neither: no true error is known in it."]
+        lines = ["No true error is known in it."]
     else:
         lines = ["What is wrong in it, if anything, is not recorded."]
     by_role = {row["role"]: row for row in summary}

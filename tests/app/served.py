@@ -32,7 +32,7 @@ def serving(*arguments, **environment):
         yield found[1], process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def get(address, path, **headers):

@@ -45,7 +45,7 @@ def test_the_verdict_says_what_is_true_and_what_depends_more(kind, name):
 
 
 def test_without_a_true_error_it_does_not_invent_one():
-    assert sv.roles(seen("right")).data["verdict"][0] == "Neither: no true error is known in it."
+    assert sv.roles(seen("right")).data["verdict"][0] == "No true error is known in it."
     unknown = dict.fromkeys(("truth", "answer_right", "perception_right", "reasoning_right", "error_kind"))
     assert "is not recorded" in sv.roles(seen("right", **unknown)).data["verdict"][0]
 

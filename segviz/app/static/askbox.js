@@ -52,7 +52,7 @@ class AskBox {
       const none = found.checkpoint === null;
       for (const el of [...this.acts, this.spoil]) el.disabled = none;
       if (!this.job) this.said.textContent = none ? "This run keeps no checkpoint to ask." : `Asks the checkpoint of step ${count(found.checkpoint)}.`;
-      this.results.replaceChildren(...(found.results.length ? [h("span", { class: "quiet" }, "Kept beside the run: "), found.results.slice(0, 8).map(({ name, words }) =>
+      this.results.replaceChildren(...(found.results.length ? [h("span", { class: "quiet" }, "Kept beside the run: "), ...found.results.slice(0, 8).map(({ name, words }) =>
         button(visible(words), () => this.page(`/asked/${encodeURIComponent(rollout.run)}/${name}?${new URLSearchParams({ theme: theme() })}`), { class: "link" })),
         button("back to the rollout", () => this.page(null), { class: "link" })] : []));
     } catch (error) { if (rollout === this.rollout) this.said.textContent = error.message; }
