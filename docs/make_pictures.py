@@ -69,7 +69,7 @@ PICTURES = {
 def shoot(page: Page, view: sv.View, selector: str, height: int | None, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page.goto(view.save(Path(folder) / "view.html").as_uri())
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(3000)
         box = page.locator(selector).first.bounding_box()
         if height is not None:
             box["height"] = min(box["height"], height)
