@@ -16,6 +16,7 @@ from typing import Any
 
 from segpo_core.record.store import IMAGE_SUFFIXES, SchemaError, read_manifest, step_of
 from segviz.app.metrics import MetricLog
+from segviz.runs.pulse import trained_here
 from segviz.runs.run import Rollout, RolloutTable, Run, Series
 from segviz.show.encode import tidy
 from segviz.show.theme import method_label
@@ -193,13 +194,17 @@ class Shelf:
         planned = config.get("max_steps") if isinstance(config.get("max_steps"), int) else None
         about |= {"method": method, "label": method_label(method), "planned": planned}
         quiet = time.time() - changed > BUSY
+        alive = trained_here(place.path) if quiet and inside(place.path / "trainer.lock", place.root) else None
+        slow, quiet = quiet and bool(alive), quiet and not alive
         if step is not None and planned is not None and step >= planned:
             return about | {"state": "finished", "words": f"finished, {step} steps"}
         of = f"step {step} of {planned}" if planned else f"step {step}"
         if step is None:
             words = "started, then no step" if quiet else "started, no step yet"
             return about | {"state": "quiet" if quiet else "running", "words": words}
-        return about | {"state": "quiet" if quiet else "running", "words": f"{of}, no news" if quiet else of}
+        if quiet:
+            return about | {"state": "quiet", "words": f"{of}, {'stopped' if alive is False else 'no news'}"}
+        return about | {"state": "running", "words": f"{of}, the next takes long" if slow else of}
 
     def identity(self, place: Place) -> str:
         """What a run is known by wherever its folder lies: the folder's name, and when it was started."""

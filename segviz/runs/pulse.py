@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import time
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
+from segpo_core.record.files import read_plain
 from segviz.runs.run import Run
 
 WINDOW = 50  #: steps whose pace is taken for that of the rest
 BREAK = 30  #: steps' time (and a minute) without a file: the run was stopped in between, not slow
+
+
+def trained_here(path: Path) -> bool | None:
+    """Whether a trainer is at work in a run directory: True where it holds `trainer.lock`, False where the one that
+    wrote its name there has ended, None where nobody on this machine can tell."""
+    lock = path / "trainer.lock"
+    try:
+        owner = json.loads(read_plain(lock))
+        host, process = str(owner["host"]), int(owner["process"])
+        if host != socket.gethostname() or process <= 0:
+            return None
+        # looked up, not tried: to try it is to hold it, and a trainer that begins just then would be refused
+        if f":{lock.stat().st_ino} " in Path("/proc/locks").read_text():
+            return True
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return None  # it lives, and may have let go of the run
 
 
 def pulse(run: Run) -> tuple[int | None, float, float]:

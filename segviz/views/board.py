@@ -10,6 +10,7 @@ from typing import Any
 
 from segviz.parts.charts import curves_picture
 from segviz.parts.credit import signed
+from segviz.runs.pulse import trained_here
 from segviz.runs.run import Run, Series
 from segviz.show.encode import escape, tidy
 from segviz.show.statistics import spikes
@@ -165,7 +166,9 @@ def status(run: Run) -> str:
         return ""
     times = [path.stat().st_mtime for path in (run.path / "metrics").glob("step-*.parquet")]
     written = f", last written {_minute(datetime.fromtimestamp(max(times), UTC).isoformat())}" if times else ""
-    return tidy(f"{run.name}: step {last} of {planned}{written}. It is still being written, or was stopped.")
+    known = {True: "It is being trained.", False: "It was stopped: its trainer has ended."}
+    how = known.get(trained_here(run.path), "It is still being written, or was stopped.")
+    return tidy(f"{run.name}: step {last} of {planned}{written}. {how}")
 
 
 def telling(runs: Sequence[Run]) -> list[dict[str, Any]]:

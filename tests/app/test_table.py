@@ -1,14 +1,18 @@
 """The runs on the shelf and the table over all their rollouts."""
 
+import json
 import os
 import re
 import shutil
+import socket
 import time
+from pathlib import Path
 
 import pytest
 
 import segviz as sv
 from segpo_core.record.store import Recorder, forget_after, step_name
+from segpo_core.training.hold import Hold
 from segviz.app.rollouts import Question, ask, named, snippet
 from segviz.app.shelf import Missing, Shelf
 from segviz.runs.columns import question
@@ -207,3 +211,29 @@ def test_what_is_left_out_is_told_with_the_reason(tmp_path):
     (tmp_path / "runs" / "link").unlink()
     shelf.places()
     assert shelf.left_out == []
+
+
+def test_a_run_that_lives_is_not_called_stopped(tmp_path):
+    """However long a step takes; and one whose trainer died is."""
+    path = write_run(tmp_path / "runs" / "slow", steps=4, rollouts=False)
+    manifest = json.loads((path / "run.json").read_text())
+    manifest["config"]["max_steps"] = 100
+    (path / "run.json").write_text(json.dumps(manifest))
+    os.utime(path / "metrics", (1_000_000, 1_000_000))
+    shelf = Shelf([tmp_path / "runs"])
+    for owner, state, words in (
+        (None, "quiet", "step 4 of 100, no news"),
+        ({"host": socket.gethostname(), "process": os.getpid()}, "quiet", "step 4 of 100, no news"),  # it has let go
+        ({"host": "elsewhere", "process": os.getpid()}, "quiet", "step 4 of 100, no news"),
+        ({"host": socket.gethostname(), "process": 2**22 + 1}, "quiet", "step 4 of 100, stopped"),  # beyond pid_max
+        ([], "quiet", "step 4 of 100, no news"),
+    ):
+        if owner is not None:
+            (path / "trainer.lock").write_text(json.dumps(owner))
+        (told,) = shelf.described()
+        assert (told["state"], told["words"]) == (state, words)
+    hold = Hold(path)
+    (told,) = shelf.described()
+    hold.release()
+    if Path("/proc/locks").exists():
+        assert (told["state"], told["words"]) == ("running", "step 4 of 100, the next takes long")

@@ -177,12 +177,13 @@ class LivePanel extends Panel {
   /** How far a run is, how long it will take, and at its end the report. */
   drawEnd(story) {
     const { step, planned, done, left } = story.progress, el = this.ends.get(story.name);
-    const state = this.runs.find((run) => run.name === story.name)?.state ?? "running", over = done === 1;
-    const stamp = JSON.stringify([story.progress, state]);
+    const known_ = this.runs.find((run) => run.name === story.name), state = known_?.state ?? "running", over = done === 1;
+    const stamp = JSON.stringify([story.progress, state, known_?.words]);
     if (!el || el.dataset.stamp === stamp) return;
     el.dataset.stamp = stamp;
     const of = step === null ? "no step yet" : planned ? `step ${count(step)} of ${count(planned)}` : `step ${count(step)}`;
     const words = over ? [h("b", {}, "This run has ended: "), `all ${count(planned)} steps are done.`]
+      : state === "quiet" && known_.words.endsWith("stopped") ? [h("b", {}, `It was stopped at ${of}: `), "nobody is training it any more; --resume goes on with it."]
       : state === "quiet" ? [h("b", {}, `No news for a while at ${of}: `), "it was stopped, or a step takes long."]
       : [h("b", {}, of), left !== null && left !== undefined ? `, about ${lasting(left)} left` : ""];
     el.replaceChildren(...[done === null ? null : h("progress", { max: 1, value: done, "aria-label": `Steps done of ${visible(story.name)}` }), h("span", {}, words),
