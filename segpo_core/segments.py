@@ -11,7 +11,7 @@ the token pieces of each row (their concatenation is the text) and run in Python
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
@@ -188,10 +188,11 @@ def role_ids(
         blocks = _blocks("".join(row), pairs)
         well_formed.append(blocks is not None)
         table[b, : len(row)] = OTHER
-        for t, (start, piece) in enumerate(zip(_offsets(row), row, strict=True)):
-            stop = start + max(len(piece), 1)
-            inside = (role for role, (left, right) in enumerate(blocks or (), 1) if start < right and left < stop)
-            table[b, t] = next(inside, OTHER)
+        starts = _offsets(row)
+        stops = [start + max(len(piece), 1) for start, piece in zip(starts, row, strict=True)]
+        # Both go up: a block's tokens are a range. One of two blocks has the role of the first, which is written last.
+        for role, (left, right) in reversed([*enumerate(blocks or (), 1)]):
+            table[b, bisect_right(stops, left) : bisect_left(starts, right)] = role
     return table.to(mask.device), torch.tensor(well_formed, dtype=torch.bool, device=mask.device)
 
 
