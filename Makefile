@@ -40,7 +40,7 @@ demo-text: $(STAMP) ## train a small language model on sums, ten minutes (STEPS=
 	@$(BIN)/segpo demo --text $(if $(STEPS),--max-steps $(STEPS)) $(if $(filter 0,$(APP)),--no-app)
 
 test: $(STAMP) chromium ## run every test on two cores, with coverage
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40 --durations-min=4 \
 	  --cov=segpo_core --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(STAMP) ## check style and types with ruff and mypy

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from bench_speed import Line
 
 from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.logprobs import backbone
+from segpo_core.sampling import generate, roomy
 from segpo_core.sampling.chains import unique_states
+from segpo_core.sampling.plain import step_of, whole_step
 from segpo_core.training.loop import Trainer
 from segpo_core.types import pad_rows
 from speed.steps import TEXT, TEXT_PACKAGE, stepping, trainer
@@ -40,6 +46,7 @@ def lines(folder: Path, small: bool) -> Iterator[Line]:
     for batch in (8, 32) if find_spec(TEXT_PACKAGE) and not small else ():
         run = trainer(folder, f"text{batch}", "grpo", per_device_train_batch_size=batch, **TEXT)
         yield groups(run, f"sampling {batch} completions, SmolLM2-135M", "≥ 2", repeats=3)
+    yield from ways(folder, small)
     yield from chains(folder, small)
     yield from trees(folder, small)
 
@@ -53,6 +60,35 @@ def groups(run: Trainer, what: str, goal: str, repeats: int) -> Line:
         what, "`model.generate`", goal, lambda: run.sampler.groups(prompts, 8, (0, next(count))) and None,
         lambda: generated(run, prompts, list(range(len(prompts))), 8) and None, repeats=repeats,
     )  # fmt: skip
+
+
+def ways(folder: Path, small: bool) -> Iterator[Line]:
+    """What each of the sampler's ways is worth: the same without it."""
+    size: dict[str, Any] = {"max_completion_length": 24, "per_device_train_batch_size": 8} if small else {}
+    run = trainer(folder, "ways", "grpo", **size)
+    run.step = 1
+    _, prompts, _ = run.examples()
+
+    def apart(node: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        source, row, place = roomy.branch(node, np.arange(len(node)), len(node))
+        return source, token[row], place
+
+    whole = {"step_of": lambda model, cache: partial(whole_step, backbone(model))}
+    without: dict[str, dict[str, Any]] = {
+        "every row computed, alike or not": {"branch": apart},
+        "each step through the model's own modules": whole,
+        "that, and keys and values copied at every token": whole | {"with_room": lambda cache: cache},
+        "none of the three": whole | {"with_room": lambda cache: cache, "branch": apart},
+    }
+
+    def sample(changed: dict[str, Any]) -> None:
+        with patch.multiple(generate, **changed):
+            run.sampler.groups(prompts, 8, (0, 1))
+
+    rows = len(prompts) * 8
+    for peer, changed in without.items():
+        call = partial(sample, changed)
+        yield Line(f"sampling {rows} completions", peer, "–", partial(sample, {"step_of": step_of}), call, repeats=5)
 
 
 def chains(folder: Path, small: bool) -> Iterator[Line]:
