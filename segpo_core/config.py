@@ -19,6 +19,7 @@ import yaml
 
 from segpo_core.algos import METHODS, SAPO, Method
 from segpo_core.loading import absolute, load_object, names_code
+from segpo_core.losses import Correction
 from segpo_core.shipped import shipped
 from segpo_core.trl_names import translate
 
@@ -99,6 +100,25 @@ class TrainConfig:
     """Tokens after which a completion is cut."""
     temperature: float = 1.0
     """Of the sampling distribution; it is in every log-probability and entropy."""
+    sampler: Literal["process", "vllm"] = "process"
+    """What draws completions: transformers in this process, or a vLLM server beside it (docs/engines.md)."""
+    vllm_server_url: str = "http://127.0.0.1:8000"
+    """Where the vLLM server is; several, with commas, are shared by the processes in turn."""
+    vllm_python: str = ""
+    """Python of an environment that has vLLM: the run starts a server with it, on this machine, and ends it."""
+    vllm_server_args: str = ""
+    """Further arguments of a server that the run starts, as one text (on the command line with an equals sign)."""
+    vllm_server_timeout: float = 240.0
+    """Seconds to wait for a server that is started, and for one answer."""
+    vllm_importance_sampling_correction: bool = True
+    """Weigh what the vLLM server sampled by its probability under the network that learns over that under the
+    server's arithmetic."""
+    vllm_importance_sampling_mode: Correction = "token_truncate"
+    """A weight a token, or one a sequence; beyond the bounds it is truncated, or masked (0)."""
+    vllm_importance_sampling_clip_max: float | None = 3.0
+    """Largest such weight; None: no bound."""
+    vllm_importance_sampling_clip_min: float | None = None
+    """Smallest such weight; None: no bound."""
     mask_truncated_completions: bool = False
     """Leave cut completions out of the policy's and the critic's loss (their rewards still count in their group's
     statistics)."""
@@ -162,6 +182,10 @@ class TrainConfig:
             raise ValueError(f"log_eval_completions is {self.log_eval_completions}: it must be 0 or more")
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"report_to names {unknown[0]!r}; there are none, {', '.join(TRACKERS)}")
+        if self.vllm_python and self.sampler != "vllm":
+            raise ValueError("vllm_python names an engine that the run does not use: set sampler to vllm")
+        if self.vllm_server_timeout <= 0:
+            raise ValueError(f"vllm_server_timeout is {self.vllm_server_timeout}: it must be above 0")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}: sampling needs one above 0")
         if self.num_generations < 2 and self.algo.compares_completions:
@@ -179,6 +203,11 @@ class TrainConfig:
     def trackers(self) -> list[str]:
         """The names in `report_to`."""
         return [name.strip() for name in self.report_to.split(",") if name.strip() not in ("", "none")]
+
+    @property
+    def vllm_servers(self) -> list[str]:
+        """The addresses in `vllm_server_url`."""
+        return [url.strip() for url in self.vllm_server_url.split(",") if url.strip()]
 
     @property
     def passes(self) -> int:

@@ -17,6 +17,8 @@ from segpo_core import segments
 
 Level = Literal["token", "segment", "sequence"]
 LossType = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+#: What an importance weight belongs to, and what becomes of one that is too large. TRL's names.
+Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 # exp(±20) is far outside every clip range; the bound keeps 0 · inf out of the surrogate.
 LOG_RATIO_BOUND = 20.0
@@ -110,11 +112,13 @@ def policy_loss(
     loss_type: LossType = "token-mean",
     normalizer: float | Tensor | None = None,
     max_completion_length: int | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate (arXiv 1707.06347, eq. 7; SAPO, eq. 9) → (loss, stats).
 
     −min(ρ A, clip(ρ, 1−epsilon, 1+epsilon_high) A) per token, aggregated. `delta` is the dual clip: for A < 0
     the surrogate is at least delta · A (arXiv 1912.09729; TRL's `delta`). `advantages` is [B, T] or [B].
+    `weights` [B, T] multiply the surrogate of each token (see `importance_weights`).
     Stats are detached 0-dim tensors, means over the masked tokens of *this* call, whose number is
     `stats["tokens"]`.
     """
@@ -130,7 +134,8 @@ def policy_loss(
     surrogate = clipped
     if delta is not None:
         surrogate = torch.where(advantages < 0, torch.max(clipped, delta * advantages), clipped)
-    loss = aggregate(-surrogate, mask, loss_type, normalizer, max_completion_length)
+    weighted = surrogate if weights is None else surrogate * torch.where(mask, weights, 0)
+    loss = aggregate(-weighted, mask, loss_type, normalizer, max_completion_length)
 
     with torch.no_grad():
         below, above = (rho < 1 - epsilon) & (advantages < 0), (rho > 1 + high) & (advantages > 0)
@@ -146,6 +151,31 @@ def policy_loss(
             "tokens": mask.sum(),
         }
     return loss, stats
+
+
+def importance_weights(
+    logprobs: Tensor,
+    engine_logprobs: Tensor,
+    mask: Tensor,
+    mode: Correction = "token_truncate",
+    clip_max: float | None = 3.0,
+    clip_min: float | None = None,
+) -> Tensor:
+    """π / π_engine of what another engine sampled, kept within bounds → float32 [B, T], 0 outside the mask.
+
+    The engine has the same weights and other arithmetic; what it draws is off the policy by that. token_…: a weight a
+    token; sequence_…: the product over the completion, at all of its tokens. …_truncate brings a weight beyond the
+    bounds to the nearer one (truncated importance sampling; Ionides, 2008), …_mask to 0. A token of which the engine
+    said nothing (NaN) has a difference of 0.
+    """
+    difference = torch.where(mask, logprobs - engine_logprobs, 0).nan_to_num(0.0)
+    if mode.startswith("sequence"):
+        difference = difference.sum(1, keepdim=True).expand(mask.shape)
+    low, high = (0.0 if clip_min is None else clip_min), (torch.inf if clip_max is None else clip_max)
+    weights = difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    if mode.endswith("mask"):
+        weights = torch.where((weights >= low) & (weights <= high), weights, 0)
+    return torch.where(mask, weights.clamp(max=high) if mode.endswith("mask") else weights.clamp(low, high), 0)
 
 
 def value_loss(

@@ -136,6 +136,23 @@ def _targets(value: Any, settings: Settings) -> Settings:
     return {"lora_target_modules": None if names in (None, ["all-linear"]) else list(names)}
 
 
+def _use_vllm(value: Any, settings: Settings) -> Settings:
+    return {"sampler": "vllm"} if value else {}
+
+
+def _server(value: Any, settings: Settings) -> Settings:
+    """TRL's server has routes of its own; ours is vLLM's, under the same kind of address."""
+    base = settings.get("vllm_server_base_url")
+    if base is None and settings.get("use_vllm"):
+        host, port = settings.get("vllm_server_host", "0.0.0.0"), settings.get("vllm_server_port", 8000)
+        base = f"http://{host}:{port}"
+    return {} if base is None else {"vllm_server_url": str(base)}
+
+
+def _cap(value: Any, settings: Settings) -> Settings:
+    return {} if value is None else {"vllm_importance_sampling_clip_max": float(value)}
+
+
 def _peft_config(value: Any, settings: Settings) -> Settings:
     if value is None:
         return {}
@@ -158,7 +175,8 @@ def _lora(name: str) -> Callable[[Any, Settings], Settings]:
 
 
 _SAMPLING = "completions are drawn from the whole distribution, whose log-probabilities are trained; set temperature"
-_VLLM = "completions are sampled in process here"
+_CACHE = "sampling in process has one kind of cache"
+_VLLM = "say it to vLLM's own server, or in vllm_server_args"
 _DATA = "rows are read as they are needed"
 _LOGGED = "every step is recorded, with every rollout"
 _WHOLE = "has no counterpart"
@@ -188,6 +206,10 @@ RULES: dict[str, Rule] = {
     "resume_from_checkpoint": Rule("true: resume", turn=lambda value, settings: {"resume": True} if value else {}),
     "shuffle_dataset": Rule("dataset_args: shuffle_dataset", turn=_shuffle),
     "lora_target_modules": Rule("all-linear: none, which is every linear layer of the language model", turn=_targets),
+    "use_vllm": Rule("sampler: vllm", turn=_use_vllm),
+    **{name: Rule("vllm_server_url", turn=_server) for name in (
+        "vllm_server_base_url", "vllm_server_host", "vllm_server_port")},
+    "vllm_importance_sampling_cap": Rule("vllm_importance_sampling_clip_max", turn=_cap),
     "peft_config": Rule("use_peft, lora_r, lora_alpha, lora_target_modules, lora_args", turn=_peft_config),
     "use_dora": Rule("lora_args: use_dora", turn=_lora("use_dora")),
     "use_rslora": Rule("lora_args: use_rslora", turn=_lora("use_rslora")),
@@ -228,23 +250,22 @@ RULES: dict[str, Rule] = {
         "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
         "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "enable_jit_checkpoint")},
     **{name: Rule(_VLLM, any_value=True) for name in (
-        "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex",
-        "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port",
-        "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size",
-        "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max",
-        "vllm_importance_sampling_clip_min", "vllm_importance_sampling_cap")},
-    "transformers_continuous_batching_config": Rule(_VLLM, any_value=True),
+        "vllm_model_impl", "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size")},
+    "vllm_mode": Rule("vLLM is always a server beside the training here", any_value=True),
+    "vllm_group_port": Rule("weights reach the server by way of a folder", any_value=True),
+    "vllm_enable_sleep_mode": Rule("the server has devices of its own", any_value=True),
+    "vllm_structured_outputs_regex": Rule(_SAMPLING, (None,)),
+    "transformers_continuous_batching_config": Rule("only continuous batching asks", any_value=True),
     # refused, but for the value that changes nothing
     "top_p": Rule(_SAMPLING, (1, 1.0, None)),
     "top_k": Rule(_SAMPLING, (0, None)),
     "min_p": Rule(_SAMPLING, (None, 0.0)),
     "repetition_penalty": Rule(_SAMPLING, (1, 1.0, None)),
     "generation_kwargs": Rule(_SAMPLING, (None, {})),
-    "cache_implementation": Rule(_VLLM, (None,)),
+    "cache_implementation": Rule(_CACHE, (None,)),
     "chat_template_kwargs": Rule("the chat template is used as it is: change it in the model's folder", (None, {})),
-    "use_vllm": Rule(_VLLM, (False,)),
-    "use_transformers_continuous_batching": Rule(_VLLM, (False,)),
-    "use_transformers_paged": Rule(_VLLM, (False,)),
+    "use_transformers_continuous_batching": Rule("set sampler to vllm", (False,)),
+    "use_transformers_paged": Rule("set sampler to vllm", (False,)),
     "fp16": Rule("set dtype to bfloat16 or float32", (False, None)),
     "bf16_full_eval": Rule("set dtype", (False, None)),
     "fp16_full_eval": Rule("set dtype", (False, None)),

@@ -47,6 +47,9 @@ class Rollouts:
     sampled_logprobs: Tensor  #: float32 [B, T], recorded by the sampler while it drew the tokens
     entropy: Tensor  #: float32 [B, T], of the distribution that each token was drawn from
 
+    engine_logprobs: Tensor | None = None  #: float32 [B, T], as an engine beside the training said when it drew them;
+    #: `sampled_logprobs` and `entropy` are then those of a pass of the network itself
+    engine_weights: Tensor | None = None  #: float32 [B, T], importance weights that answer for the difference
     old_logprobs: Tensor | None = None  #: float32 [B, T], the behaviour policy's, from the scoring pass
     ref_logprobs: Tensor | None = None  #: float32 [B, T], the reference model's
     values: Tensor | None = None  #: float32 [B, T], the critic's

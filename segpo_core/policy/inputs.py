@@ -34,6 +34,13 @@ class Prompts:
 
     rows: tuple[Batch, ...]
     pad_token_id: int
+    images: tuple[tuple[Image.Image, ...], ...] = ()  #: of each prompt, as the processor was given them
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Prompts]") -> "Prompts":
+        """The prompts of all parts, in order."""
+        rows = tuple(row for part in parts for row in part.rows)
+        return cls(rows, parts[0].pad_token_id, tuple(images for part in parts for images in part.images))
 
     @classmethod
     def build(
@@ -55,7 +62,7 @@ class Prompts:
             ValueError: images for a model without image processor; image placeholders and images differ in
                 number; a prompt that is empty.
         """
-        rows = []
+        rows, pictures = [], []
         for number, example in enumerate(examples):
             name = f"example {example.get('id', number)!r}"
             row = _process(example, processor, name)
@@ -75,7 +82,8 @@ class Prompts:
                     "longer context"
                 )
             rows.append(row)
-        return cls(tuple(rows), pad_token_id(config, processor))
+            pictures.append(tuple(as_rgb(image) for image in example.get("images") or []))
+        return cls(tuple(rows), pad_token_id(config, processor), tuple(pictures))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,7 +95,9 @@ class Prompts:
 
     def select(self, rows: Iterable[int] | Tensor) -> "Prompts":
         """The prompts `rows`, in that order; repeats allowed."""
-        return Prompts(tuple(self.rows[int(row)] for row in rows), self.pad_token_id)
+        chosen = [int(row) for row in rows]
+        images = tuple(self.images[row] for row in chosen) if self.images else ()
+        return Prompts(tuple(self.rows[row] for row in chosen), self.pad_token_id, images)
 
     def batch(self, rows: Iterable[int] | Tensor | None = None, device: str | torch.device = "cpu") -> Batch:
         """Collate prompts `rows` (default all; repeats allowed) into one left-padded batch of B rows.

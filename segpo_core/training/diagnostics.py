@@ -50,7 +50,25 @@ def describe(rollouts: Rollouts, credit: Credit, nodes: Nodes | None = None) -> 
         numbers["sampling_logp_difference"] = float(
             (rollouts.old_logprobs - rollouts.sampled_logprobs)[mask].abs().max()
         )
-    return numbers | value_metrics(rollouts, credit, nodes) | credit.metrics
+    return numbers | engine_metrics(rollouts) | value_metrics(rollouts, credit, nodes) | credit.metrics
+
+
+def engine_metrics(rollouts: Rollouts) -> dict[str, float]:
+    """How far an engine beside the training is from the network, and the weights that answer for it, under TRL's names;
+    empty for what was sampled in process."""
+    if rollouts.engine_logprobs is None:
+        return {}
+    gap = (rollouts.sampled_logprobs - rollouts.engine_logprobs)[rollouts.mask].abs()
+    gap = gap[~gap.isnan()]
+    numbers = {} if len(gap) == 0 else {
+        "sampling/sampling_logp_difference/mean": float(gap.mean()),
+        "sampling/sampling_logp_difference/max": float(gap.max()),
+    }  # fmt: skip
+    if rollouts.engine_weights is not None:
+        weights = rollouts.engine_weights[rollouts.mask]
+        numbers |= {f"sampling/importance_sampling_ratio/{name}": float(getattr(weights, name)())
+                    for name in ("min", "mean", "max")}  # fmt: skip
+    return numbers
 
 
 def step_kl(new: Tensor, rollouts: Rollouts) -> dict[str, float]:

@@ -148,6 +148,7 @@ def evaluate(
     everyone: Callable[[list], list] = list,
     filter_overlong_prompts: bool = True,
     keep: Kept | None = None,
+    agreed: Callable[[Callable[[], int]], int] = lambda work: work(),
 ) -> dict[str, float]:
     """Measure the policy on the first `size` held-out problems.
 
@@ -157,6 +158,7 @@ def evaluate(
         everyone: gathers a list's items from all shards; the result is then that of all problems, in each process.
         filter_overlong_prompts: leave out problems that do not fit, and count them as `eval/left_out`.
         keep: takes the first greedy completions.
+        agreed: does the work of one shard, and tells the others if it fails.
 
     Returns:
         `eval/problems`, how many these are shares of: `eval/answer`, `eval/perception`, `eval/grounded`, … of greedy
@@ -167,40 +169,44 @@ def evaluate(
     numbers = list(range(limit * shard[0] // shard[1], limit * (shard[0] + 1) // shard[1]))
     greedy: list[tuple[dict | None, float | None, int]] = []
     sampled: list[list[tuple[dict | None, float | None, int]]] = []
-    left_out = 0
-    for begin in range(0, len(numbers), BATCH):
-        part = numbers[begin : begin + BATCH]
-        examples, rows, pad = [], [], 0
-        for example in map(task.eval, part):
-            try:
-                limits = max_prompt_length, sampler.max_completion_length
-                built = Prompts.build([example], processor, sampler.config, *limits)
-            except TooLong:
-                if not filter_overlong_prompts:
-                    raise
-                left_out += 1
+
+    def measure() -> int:
+        """Fill both lists; returns the number of problems that did not fit."""
+        left_out = 0
+        for begin in range(0, len(numbers), BATCH):
+            part = numbers[begin : begin + BATCH]
+            examples, built = [], []
+            for example in map(task.eval, part):
+                try:
+                    limits = max_prompt_length, sampler.max_completion_length
+                    built.append(Prompts.build([example], processor, sampler.config, *limits))
+                except TooLong:
+                    if not filter_overlong_prompts:
+                        raise
+                    left_out += 1
+                    continue
+                examples.append(example)
+            if not examples:
                 continue
-            examples.append(example)
-            rows.append(built.rows[0])
-            pad = built.pad_token_id
-        if not examples:
-            continue
-        prompts = Prompts(tuple(rows), pad)
+            prompts = Prompts.joined(built)
 
-        def measured(count: int, temperature: float | None, examples=examples, prompts=prompts, part=part) -> list:
-            rollouts = sampler.groups(prompts, count, (EVAL_STREAM, 0), part[0], temperature)
-            truth = inspect(task, examples, rollouts)
-            rewards, parts = reward(functions, weights, examples, rollouts)
-            if keep is not None and temperature == 0:
-                rollouts.truth, rollouts.reward_parts = truth, parts
-                rollouts.rewards = torch.tensor([math.nan if r is None else r for r in rewards])
-                keep(examples, rollouts, part[0])
-            return list(zip(truth, rewards, rollouts.lengths.tolist(), strict=True))
+            def measured(count: int, temperature: float | None, examples=examples, prompts=prompts, part=part) -> list:
+                rollouts = sampler.groups(prompts, count, (EVAL_STREAM, 0), part[0], temperature)
+                truth = inspect(task, examples, rollouts)
+                rewards, parts = reward(functions, weights, examples, rollouts)
+                if keep is not None and temperature == 0:
+                    rollouts.truth, rollouts.reward_parts = truth, parts
+                    rollouts.rewards = torch.tensor([math.nan if r is None else r for r in rewards])
+                    keep(examples, rollouts, part[0])
+                return list(zip(truth, rewards, rollouts.lengths.tolist(), strict=True))
 
-        greedy += measured(1, 0)
-        if samples:
-            flat = measured(samples, None)
-            sampled += [flat[i : i + samples] for i in range(0, len(flat), samples)]
+            greedy.extend(measured(1, 0))
+            if samples:
+                flat = measured(samples, None)
+                sampled.extend(flat[i : i + samples] for i in range(0, len(flat), samples))
+        return left_out
+
+    left_out = agreed(measure)
     greedy, sampled, left = everyone(greedy), everyone(sampled), sum(everyone([left_out]))
     if not greedy:
         return {"eval/left_out": float(left)} if left else {}

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -25,13 +25,7 @@ from segpo_core.loading import spec_of
 from segpo_core.policy.agreement import agreement
 from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
-from segpo_core.policy.load import (
-    eos_token_ids,
-    find_model,
-    get_tokenizer,
-    load_processor,
-    suppressed_token_ids,
-)
+from segpo_core.policy.load import find_model, load_processor
 from segpo_core.policy.sharding import optimizer_state
 from segpo_core.record.rows import rollout_rows
 from segpo_core.record.store import (
@@ -43,15 +37,16 @@ from segpo_core.record.store import (
     read_manifest,
 )
 from segpo_core.sampling.chains import estimate_values
-from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.nodes import node_rows
+from segpo_core.sampling.server import EngineError
 from segpo_core.segments import TAGS, role_ids
 from segpo_core.training import agreed, checkpoint, evaluate
 from segpo_core.training.build import build_network
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
+from segpo_core.training.engine import Engine, reachable
 from segpo_core.training.hold import LOCK, Hold
 from segpo_core.training.problems import Problems
-from segpo_core.training.together import check_launcher, everyone, own_part, whole_batch
+from segpo_core.training.together import all_or_none, check_launcher, everyone, own_part, whole_batch
 from segpo_core.training.update import Learner, Micro
 from segpo_core.training.watch import Clock, Interrupt
 from segpo_core.types import Credit, Rollouts
@@ -98,6 +93,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         check_launcher(self.accelerator)
+        reachable(config)
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.prompts_per_step = config.prompts_per_step(self.world)
         self.problems = Problems(config, task, dataset, eval_dataset, reward_funcs)
@@ -119,6 +115,7 @@ class Trainer:
         self.step, self.stopped_by = 0, 0
         if start_from is not None:
             self.step = checkpoint.load_optimizer(start_from, self.learner.optimizer)
+        self._begin_sampling()
         if self.accelerator.is_main_process and config.resume:
             forget_after(self.directory, self.step)
         if self.accelerator.is_main_process and start_from is None:
@@ -197,14 +194,18 @@ class Trainer:
         log.info("our passes and the model's own differ by %.1e (head) and %.1e nats (cache)", *self.agreement)
         self.learner = Learner(config, self.accelerator, network, reference)
         self.network = self.learner.network
-        self.sampler = InProcess(
-            self.network.model,
-            get_tokenizer(self.processor),
-            eos_token_ids(self.network.model, self.processor),
-            suppressed_token_ids(self.network.model, self.processor),
-            config.temperature,
-            config.max_completion_length,
-        )
+        given = self.given_model is not None
+        self.engine = Engine(config, self.learner, self.processor, self.directory, self.rank, self.world, given)
+        self.sampler = self.engine.sampler
+
+    def _begin_sampling(self) -> None:
+        """Hand the weights to the engine, and see that it says what the network says of them."""
+        try:
+            self.engine.sync(self.step)
+            self.engine.compare(self.processor)
+        except BaseException:
+            self.engine.close()
+            raise
 
     def _describe_model(self) -> dict[str, Any]:
         model = self.network.model
@@ -226,6 +227,7 @@ class Trainer:
         try:
             return self._run()
         finally:
+            self.engine.close()
             if self.hold is not None:
                 self.hold.release()
 
@@ -237,13 +239,21 @@ class Trainer:
             stopping, unsaved, saved = False, False, time.monotonic()
             while self.step < config.max_steps and not stopping:
                 self.step += 1
-                metrics = self.train_step()
+                try:
+                    metrics = self.train_step()
+                except EngineError as error:  # before the step's update: the weights are those of the step before
+                    self.step -= 1
+                    self._give_up(error)
                 told = everyone([(interrupt.asked, time.monotonic() - saved)])  # processes hear signals in other steps
                 self.stopped_by, age = (max(column) for column in zip(*told, strict=True))
                 stopping = bool(self.stopped_by)
                 last = self.step == config.max_steps or stopping
                 if config.eval_steps and (self.step % config.eval_steps == 0 or last):
-                    metrics |= self.evaluate()
+                    try:
+                        metrics |= self.evaluate()
+                    except EngineError as error:
+                        self._publish(self.step, metrics)
+                        self._give_up(error)
                 self._publish(self.step, metrics)
                 due = config.save_steps and self.step % config.save_steps == 0
                 if last or unsaved or due or 0 < 60 * config.save_minutes <= age:
@@ -253,15 +263,20 @@ class Trainer:
         self.accelerator.end_training()
         return self.directory
 
+    def _give_up(self, error: EngineError) -> NoReturn:
+        """End a run whose engine failed, with everything saved."""
+        self.save()
+        raise EngineError(
+            f"{error}; the run in {self.directory} ends here, saved after step {self.step}: --resume goes on"
+        ) from error
+
     def train_step(self) -> dict[str, float]:
         """One step: sample, reward, score, credit, update, record. Returns its metrics, over all processes."""
         clock = Clock()
         examples, prompts, first = self.examples()
         stream, computed = (self.config.seed, self.step), self.sampler.tokens_computed
-        rollouts = self.method.collect(self.sampler, prompts, self.config.num_generations, stream, first)
-        self.reward(rollouts, examples)
-        judge = self.problems.reward_of(examples, self.sampler.tokenizer)
-        self.method.estimate(self.sampler, prompts, rollouts, judge, stream, first)
+        self.engine.sync(self.step - 1)
+        rollouts = all_or_none(lambda: self.collect(prompts, examples, stream, first))
         computed = self.sampler.tokens_computed - computed
         clock.lap("sample")
         if rollouts.tree is not None:  # its credit needs no scores, and says which nodes are worth a pass
@@ -317,6 +332,16 @@ class Trainer:
         examples, prompts = self.problems.take(self.step, first, number, before, self.processor, model)
         return examples, prompts, first
 
+    def collect(self, prompts: Prompts, examples: list[dict], stream: tuple[int, ...], first: int) -> Rollouts:
+        """Sample, reward, and sample on, as the method asks."""
+        rollouts = self.method.collect(self.sampler, prompts, self.config.num_generations, stream, first)
+        if not self.sampler.own_scores:
+            self.learner.score_engine(rollouts, prompts, self.step)
+        self.reward(rollouts, examples)
+        judge = self.problems.reward_of(examples, self.sampler.tokenizer)
+        self.method.estimate(self.sampler, prompts, rollouts, judge, stream, first)
+        return rollouts
+
     def reward(self, rollouts: Rollouts, examples: list[dict]) -> None:
         """Fill in rewards, roles and ground truth."""
         self.problems.reward(rollouts, examples, self.step)
@@ -341,7 +366,7 @@ class Trainer:
         states = some_states(everything.value_mask, self.method.value_mc_states, stream)
         own = own_part(dataclasses.replace(everything, value_mask=states), rollouts).value_mask
         judge = self.problems.reward_of(examples, self.sampler.tokenizer)
-        estimate_values(self.sampler, prompts, rollouts, own, CONTINUATIONS, judge, stream, first)
+        all_or_none(lambda: estimate_values(self.sampler, prompts, rollouts, own, CONTINUATIONS, judge, stream, first))
 
     def record(
         self, rollouts: Rollouts, credit: Credit, micros: list[Micro], examples: list[dict], first: int
@@ -369,11 +394,13 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Held-out accuracy, the work shared by the processes. The first completions are recorded."""
         config = self.config
+        self.engine.sync(self.step)
         kept = evaluate.Kept(config.log_eval_completions, self.step, self.method.name)
         numbers = evaluate.evaluate(
             self.sampler, self.task, self.processor, self.reward_funcs, config.reward_weights, config.eval_size,
             config.num_generations_eval, shard=(self.rank, self.world), max_prompt_length=config.max_prompt_length,
             everyone=everyone, filter_overlong_prompts=config.filter_overlong_prompts, keep=kept,
+            agreed=all_or_none,
         )  # fmt: skip
         if kept.rows:
             self.recorder.evaluation(self.step, kept.rows, kept.images)

@@ -116,8 +116,7 @@ class Problems:
             self._fitting(world_first + first + i + offset, (self.config.seed, step, first + i), processor, model)
             for i in range(number)
         ]
-        pad = fitting[0][1].pad_token_id
-        return [example for example, _ in fitting], Prompts(tuple(prompt.rows[0] for _, prompt in fitting), pad)
+        return [example for example, _ in fitting], Prompts.joined([prompt for _, prompt in fitting])
 
     def _fitting(
         self, index: int, stream: tuple[int, ...], processor: Any, model: PreTrainedConfig

@@ -7,16 +7,20 @@ step is the same however many processes share it. With a single process nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
+from segpo_core.sampling.server import EngineError
 from segpo_core.shipped import shipped
 from segpo_core.types import Credit, Rollouts, pad_rows
+
+T = TypeVar("T")
 
 #: What stands at padding, where it is not 0.
 _FILL = {"role_ids": -1, "node_ids": -1}
@@ -50,6 +54,26 @@ def check_launcher(accelerator: Accelerator) -> None:
             "ACCELERATE_GRADIENT_ACCUMULATION_STEPS and say --gradient-accumulation-steps, which also says how many "
             "completions are sampled"
         )
+
+
+def all_or_none(work: Callable[[], T]) -> T:
+    """What `work` returns. Where the sampling engine fails one process, it has failed them all, so that none waits for
+    the others. Every process must call it, and `work` must not wait for other processes itself.
+
+    Raises:
+        EngineError: it failed in some process.
+    """
+    failure, done = None, None
+    try:
+        done = work()
+    except EngineError as error:
+        failure = error
+    told = [text for text in everyone([failure and str(failure)]) if text]
+    if failure is not None:
+        raise failure
+    if told:
+        raise EngineError(told[0])
+    return done
 
 
 def everyone(items: list) -> list:

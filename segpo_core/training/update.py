@@ -190,6 +190,21 @@ class Learner:
                 rollouts.ref_logprobs = self.forward_all(self.network, micros, rollouts).logprobs
 
     @torch.no_grad()
+    def score_engine(self, rollouts: Rollouts, prompts: Prompts, step: int) -> None:
+        """Put the network's own log-probabilities and entropies in the place of those of the engine that drew the
+        tokens, and what weighs for the difference beside them. Methods read the former: the two never mix."""
+        scores = self.forward_all(self.network, self.micro_batches(rollouts, prompts, step), rollouts)
+        rollouts.engine_logprobs = rollouts.sampled_logprobs
+        rollouts.sampled_logprobs, rollouts.entropy = scores.logprobs, scores.entropy
+        config = self.config
+        if config.vllm_importance_sampling_correction:
+            rollouts.engine_weights = losses.importance_weights(
+                rollouts.sampled_logprobs, rollouts.engine_logprobs, rollouts.mask,
+                config.vllm_importance_sampling_mode, config.vllm_importance_sampling_clip_max,
+                config.vllm_importance_sampling_clip_min,
+            )  # fmt: skip
+
+    @torch.no_grad()
     def forward_all(self, network: ActorCritic, micros: list[Micro], rollouts: Rollouts) -> Scores:
         """A pass without gradient over all micro-batches, put back into [B, T]; NaN at tokens that no pass scores."""
         everything = Scores(*(torch.where(rollouts.mask, torch.nan, 0.0) for _ in range(3)))
@@ -303,6 +318,7 @@ class Learner:
             loss_type=method.loss_type,
             normalizer=normalizer,
             max_completion_length=self.config.max_completion_length,
+            weights=None if rollouts.engine_weights is None else micro.cut(rollouts.engine_weights),
         )
         tokens = int(stats.pop("tokens"))
         numbers = {k: (float(v), tokens) for k, v in {"policy_loss": loss.detach(), **stats}.items()}

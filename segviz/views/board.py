@@ -60,6 +60,8 @@ SINGLE = (
     ("Entropy (nats)", ["entropy"]),
     ("Completion length (tokens)", ["completion_length", "completions/mean_length"]),
     ("Clipped share", ["clip_ratio", "clip_ratio/region", "clip_ratio/region_mean"]),
+    ("Sampling engine against network (nats a token)", ["sampling/sampling_logp_difference/mean"]),
+    ("Importance weight of the engine's tokens, largest", ["sampling/importance_sampling_ratio/max"]),
     ("Value loss", ["value_loss"]),
     ("Explained variance of the critic", ["explained_variance"]),
     ("Tokens per second", ["tokens_per_second", "time/tokens_per_second"]),

