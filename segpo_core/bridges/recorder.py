@@ -311,3 +311,4 @@ class RunRecorder(TrainerCallback):
         """Write what is left."""
         with self._never_stopping():
             self._flush()
+            self.recorder.finish()

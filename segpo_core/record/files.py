@@ -7,9 +7,9 @@ import io
 import os
 import re
 import stat
-from collections.abc import Container
+from collections.abc import Collection, Container, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 COUNTED = ("step", "group", "sample", "node")  #: columns that say which row it is: never null, never negative
 _STEP = re.compile(r"step-(\d{6,9})(?:\.rank\d+)?(?:\.parquet)?")
+_SPAN = re.compile(r"step-(\d{6,9})(?:-(\d{6,9}))?(?:\.rank(\d+))?\.parquet")
 
 
 class SchemaError(ValueError):
@@ -59,8 +60,11 @@ def read_plain(path: str | Path) -> bytes:
         return handle.read()
 
 
-def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: str | Path, schema: pa.Schema, steps: Collection[int] | None = None) -> pa.Table:
     """A Parquet file as a table of `schema`. A column that the file lacks is null, others are left unread.
+
+    Args:
+        steps: only rows of these, and of the file only the row groups that may hold them; `schema` has the step.
 
     Raises:
         FileNotFoundError: there is none.
@@ -70,7 +74,11 @@ def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
         with open_plain(path) as handle:
             file = pq.ParquetFile(handle)
             names = file.schema_arrow.names
-            found = file.read([name for name in schema.names if name in names], use_threads=False)
+            wanted = [name for name in schema.names if name in names]
+            if steps is None:
+                found = file.read(wanted, use_threads=False)
+            else:
+                found = file.read_row_groups(_groups(file.metadata, steps), wanted, use_threads=False)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -92,7 +100,19 @@ def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
                 raise ValueError("a row has none, or a negative one")
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise SchemaError(f"{path}: column {field.name} must hold {field.type}: {error}") from error
-    return pa.table(columns, schema=schema)
+    table = pa.table(columns, schema=schema)
+    return table if steps is None else table.filter(pc.is_in(table["step"], pa.array(sorted(steps), pa.int32())))
+
+
+def _groups(facts: pq.FileMetaData, steps: Collection[int]) -> list[int]:
+    """The row groups that may hold a row of some steps."""
+    place = next((i for i in range(facts.num_columns) if facts.schema.column(i).path == "step"), None)
+    found = []
+    for group in range(facts.num_row_groups):
+        known = None if place is None else facts.row_group(group).column(place).statistics
+        if known is None or not known.has_min_max or any(known.min <= step <= known.max for step in steps):
+            found.append(group)
+    return found
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -113,27 +133,78 @@ def step_of(path: Path) -> int | None:
     return int(named[1]) if named else None
 
 
+class Span(NamedTuple):
+    """The steps that a file's name speaks of: of `step-000001-000200.rank0.parquet` 1, 200, "0"."""
+
+    first: int
+    last: int
+    rank: str
+
+    @property
+    def several(self) -> bool:
+        """Whether it was put together from files of single steps (see together.py)."""
+        return self.first < self.last
+
+
+def span_of(name: str) -> Span | None:
+    """The steps in the name of a file of rollouts or nodes; None for a name of another kind."""
+    named = _SPAN.fullmatch(name)
+    if not named:
+        return None
+    span = Span(int(named[1]), int(named[2] or named[1]), named[3] or "")
+    return span if span.first <= span.last else None
+
+
+def shown(names: Iterable[str]) -> dict[str, Span]:
+    """Of the names in a folder those that count, in order of their steps. A file whose steps lie within those of
+    another one of the same process was put together into it and waits for its removal: its steps would show twice."""
+    known = [(span, name) for name in names if (span := span_of(name)) is not None]
+    reach: dict[str, int] = {}
+    found = {}
+    for span, name in sorted(known, key=lambda item: (item[0].first, -item[0].last, item[1])):
+        if span.last > reach.get(span.rank, -1):
+            reach[span.rank] = span.last
+            found[name] = span
+    return found
+
+
 def step_files(
     directory: str | Path, kind: str, steps: Container[int] | None = None, strict: bool = True
 ) -> list[Path]:
-    """Files of steps (default: all), in order of the steps. Other names are not ours, and nothing but a plain file is
-    read: a pipe would keep its reader waiting for ever.
+    """Files of single steps (default: all), in order of the steps. Other names are not ours, and nothing but a plain
+    file is read: a pipe would keep its reader waiting for ever.
 
     Raises:
         SchemaError: `strict`, and one is of another kind.
     """
     found = []
     for folder in Path(directory).glob(kind):
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    step = step_of(Path(entry.name)) if entry.name.endswith(".parquet") else None
-                    if step is None or (steps is not None and step not in steps):
-                        continue
-                    if entry.is_file():
-                        found.append((step, Path(entry.path)))
-                    elif strict and os.path.lexists(entry.path):
-                        raise SchemaError(f"{entry.path} is no plain file: remove it from the run")
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        for path in _plain_files(folder, strict):
+            step = step_of(path)
+            if step is not None and (steps is None or step in steps):
+                found.append((step, path))
     return [path for _, path in sorted(found)]
+
+
+def span_files(folder: Path, steps: Collection[int] | None = None, strict: bool = True) -> list[tuple[Span, Path]]:
+    """Files of rollouts or nodes that may hold some steps (default: all), in order; else as `step_files`."""
+    spans = shown(path.name for path in _plain_files(folder, strict))
+    found = [(span, folder / name) for name, span in spans.items()]
+    if steps is None:
+        return found
+    return [(span, path) for span, path in found if any(span.first <= step <= span.last for step in steps)]
+
+
+def _plain_files(folder: Path, strict: bool) -> Iterator[Path]:
+    """Plain files of a folder with names of steps; of another kind: an error where `strict`, else left out."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.endswith(".parquet") or span_of(entry.name) is None:
+                    continue
+                if entry.is_file():
+                    yield Path(entry.path)
+                elif strict and os.path.lexists(entry.path):
+                    raise SchemaError(f"{entry.path} is no plain file: remove it from the run")
+    except (FileNotFoundError, NotADirectoryError):
+        return

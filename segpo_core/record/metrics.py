@@ -1,8 +1,8 @@
 """A run's numbers: one file a step, and from time to time the steps before put together into one.
 
-`metrics/step-001000.parquet` holds the steps up to 1000 that have no file of their own any more, so that a run of
-100,000 steps is a hundred files. It takes the place of the last step's file in one rename, and only then are the others
-removed: at any time a reader finds every step, for a moment twice, and counts it once.
+`metrics/step-000200.parquet` holds the steps up to 200 that have no file of their own any more, so that a run of
+100,000 steps is some hundred files. It takes the place of the last step's file in one rename, and only then are the
+others removed: at any time a reader finds every step, for a moment twice, and counts it once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from segpo_core.record.files import read_table, step_files, step_name, step_of, table_bytes, write_atomic
 
 METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
-TOGETHER = 1000  #: steps in one file
+TOGETHER = 200  #: steps in one file
 
 
 def read_metrics(directory: str | Path) -> pa.Table:

@@ -2,10 +2,11 @@
 
     runs/<name>/
       run.json                               schema version, config, model, package versions, git commit, seed, start
-      metrics/step-000012.parquet            step, name, value; every 1,000 steps put together, see metrics.py
+      metrics/step-000012.parquet            step, name, value; every 200 steps put together, see metrics.py
       rollouts/step-000012.rank0.parquet     one row a completion, columns of `ROLLOUT_SCHEMA`
       eval/step-000025.rank0.parquet         a few held-out completions, the same columns, no credit
       nodes/step-000012.rank0.parquet        trees and chains: one row a state, columns of `NODE_SCHEMA`
+                                             both every 200 steps put together, see together.py
       images/<sha256>.png                    each image once, as the model received it (.jpg where a JPEG is just that)
       checkpoints/step-000012/               see checkpoint.py
 
@@ -25,6 +26,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -36,10 +38,10 @@ import pyarrow as pa
 from PIL import Image
 
 from segpo_core.pictures import as_rgb, jpeg_of
+from segpo_core.record import together
 from segpo_core.record.files import (
     SchemaError,
     read_plain,
-    read_table,
     step_files,
     step_name,
     step_of,
@@ -49,105 +51,16 @@ from segpo_core.record.files import (
 from segpo_core.record.metrics import METRIC_SCHEMA, TOGETHER, forget_metrics_after, put_together
 from segpo_core.record.metrics import metric_steps as metric_steps
 from segpo_core.record.metrics import read_metrics as read_metrics
+from segpo_core.record.reading import read_credit as read_credit
+from segpo_core.record.reading import read_eval as read_eval
+from segpo_core.record.reading import read_nodes as read_nodes
+from segpo_core.record.reading import read_rollouts as read_rollouts
+from segpo_core.record.reading import rollout_steps as rollout_steps
+from segpo_core.record.schema import CREDIT_SCHEMA as CREDIT_SCHEMA
+from segpo_core.record.schema import NODE_SCHEMA, ROLLOUT_SCHEMA, SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 IMAGE_SUFFIXES = (".png", ".jpg")
 log = logging.getLogger(__name__)
-
-_floats, _ints = pa.list_(pa.float32()), pa.list_(pa.int32())
-
-#: One row a completion. Lists named per token are as long as the completion; null means "not measured" or, for
-#: credit, "assigned none". `segment_*` lists have one entry a segment.
-ROLLOUT_SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("group", pa.int32()),  # number of the prompt within the step, over all processes
-        ("sample", pa.int32()),  # number of the completion within its group
-        ("method", pa.string()),
-        ("example_id", pa.string()),
-        ("prompt", pa.string()),  # the messages, as JSON
-        ("images", pa.list_(pa.string())),  # sha256 of each image, in order
-        ("columns", pa.string()),  # further columns of the example, as JSON
-        ("answer", pa.string()),  # reference answer
-        ("text", pa.string()),
-        ("finished", pa.bool_()),  # False: cut at max_completion_length
-        ("reward", pa.float32()),  # null: no verdict
-        ("reward_parts", pa.string()),  # name -> value, as JSON
-        ("truth", pa.string()),  # the task's ground truth about the text, as JSON; null when not known
-        ("answer_right", pa.bool_()),
-        ("perception_right", pa.bool_()),
-        ("reasoning_right", pa.bool_()),
-        ("error_start", pa.int32()),  # first error, in tokens, end exclusive; null when there is none
-        ("error_end", pa.int32()),
-        ("error_kind", pa.string()),
-        # per token
-        ("token_ids", _ints),
-        ("pieces", pa.list_(pa.string())),  # joined they are the text
-        ("sampled_logprobs", _floats),
-        ("old_logprobs", _floats),
-        ("entropy", _floats),
-        ("values", _floats),
-        ("ref_logprobs", _floats),
-        ("mc_values", _floats),  # Monte Carlo value before the token, where it was sampled
-        ("mc_stderr", _floats),
-        ("node_ids", _ints),  # trees and chains: `node` of the row of nodes/ that the token belongs to
-        ("advantages", _floats),
-        ("weights", _floats),
-        ("returns", _floats),
-        ("role_ids", pa.list_(pa.int8())),
-        ("loss_mask", pa.list_(pa.bool_())),
-        ("segment_ids", _ints),
-        ("new_logprobs", _floats),  # after the step's updates, where these were scored once more
-        (
-            "ratio",
-            _floats,
-        ),  # importance ratio at the method's own level, after the step's updates or as the last saw it
-        ("clipped", pa.list_(pa.bool_())),  # that ratio lies beyond the clip range on the side that clips
-        ("perception_contrast", _floats),
-        ("reasoning_contrast", _floats),
-        # per segment
-        ("segment_start", _ints),
-        ("segment_end", _ints),  # exclusive
-        ("segment_advantage", _floats),
-        ("segment_value", _floats),
-        ("segment_stderr", _floats),
-        ("segment_rule", pa.list_(pa.string())),
-    ],
-    metadata={"segpo_schema_version": str(SCHEMA_VERSION)},
-)
-
-#: What one method says about the rollouts of a step, afterwards (see offline.py).
-CREDIT_SCHEMA = pa.schema(
-    [
-        ROLLOUT_SCHEMA.field(name)
-        for name in (
-            "step", "group", "sample", "method", "advantages", "weights", "loss_mask", "segment_ids", "segment_start",
-            "segment_end", "segment_advantage", "segment_value", "segment_stderr", "segment_rule",
-        )
-    ],
-    metadata=ROLLOUT_SCHEMA.metadata,
-)  # fmt: skip
-
-#: One row a state whose value was sampled: a node of a tree, or of the chains of a group, which share the nodes that
-#: their completions begin with. Null: not known.
-NODE_SCHEMA = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("group", pa.int32()),
-        ("method", pa.string()),
-        ("node", pa.int32()),  # number within the group; 0 is the root, the prompt
-        ("parent", pa.int32()),  # -1 at the root
-        ("sample", pa.int32()),  # the first completion that the node's tokens are part of, there from start to end
-        ("start", pa.int32()),
-        ("end", pa.int32()),  # exclusive; 0 at the root
-        ("value", pa.float32()),  # of the state after the node's tokens; of a finished completion its reward
-        ("stderr", pa.float32()),  # of the value; null for a single sample
-        ("samples", pa.int32()),  # rewards behind the value: leaves below, or continuations drawn; 1 for one's own
-        ("advantage", pa.float32()),  # V(node) - V(parent); null at the root
-        ("trained", pa.bool_()),  # some token of it entered the loss
-    ],
-    metadata=ROLLOUT_SCHEMA.metadata,
-)
 
 
 def nullable(values: Iterable[float]) -> list[float | None]:
@@ -162,6 +75,7 @@ class Recorder:
         self.directory, self.rank, self.failures = Path(directory), rank, 0
         self.unwritten: dict[int, dict[str, float]] = {}  #: metrics of steps that wait for their file
         self.manifest: bytes | None = None  #: run.json, written again where somebody removed the directory
+        self._covered: float | None = None  #: since when files wait for their removal, which are in another one now
         for name in ("metrics", "rollouts", "images", "checkpoints"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         if rank == 0:
@@ -236,6 +150,24 @@ class Recorder:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_atomic(path, png_bytes(image) if jpeg is None else jpeg)
             self._write(self._file(kind, step), rows, ROLLOUT_SCHEMA)
+        if kind == "rollouts" and step % together.TOGETHER == 0:
+            with self._counted(step, "older rollouts"):
+                if any([together.put_together(self.directory / each, self.rank) for each in ("rollouts", "nodes")]):
+                    self._covered = time.monotonic()
+        self._remove_covered(step)
+
+    def _remove_covered(self, step: int) -> None:
+        if self._covered is not None and time.monotonic() - self._covered >= together.SETTLED:
+            self._covered = None
+            with self._counted(step, "older rollouts"):
+                for kind in ("rollouts", "nodes"):
+                    together.remove_covered(self.directory / kind, self.rank)
+
+    def finish(self) -> None:
+        """After the last step: leave no file behind whose steps are in another one."""
+        if self._covered is not None:
+            time.sleep(max(0.0, self._covered + together.SETTLED - time.monotonic()))
+            self._remove_covered(0)
 
     def nodes(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the nodes of one step's trees or chains. `rows`: see `NODE_SCHEMA`."""
@@ -314,66 +246,15 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def rollout_steps(directory: str | Path) -> list[int]:
-    """Steps whose rollouts are recorded, in order."""
-    return sorted({step_of(path) for path in step_files(directory, "rollouts", strict=False)})
-
-
-def read_rollouts(
-    directory: str | Path, steps: Iterable[int] | None = None, columns: list[str] | None = None
-) -> pa.Table:
-    """Recorded rollouts of the given steps (default: all), every rank's, as one table of `ROLLOUT_SCHEMA`.
-
-    A column that an older file of the same version lacks is null.
-    """
-    wanted = None if steps is None else set(steps)
-    schema = ROLLOUT_SCHEMA if columns is None else pa.schema([ROLLOUT_SCHEMA.field(name) for name in columns])
-    tables = [read_table(path, schema) for path in step_files(directory, "rollouts", wanted)]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-def read_eval(directory: str | Path, steps: Iterable[int] | None = None, columns: list[str] | None = None) -> pa.Table:
-    """Held-out completions that were recorded at evaluations, as `read_rollouts`; empty for a run without any."""
-    wanted = None if steps is None else set(steps)
-    schema = ROLLOUT_SCHEMA if columns is None else pa.schema([ROLLOUT_SCHEMA.field(name) for name in columns])
-    tables = [read_table(path, schema) for path in step_files(directory, "eval", wanted)]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-def read_nodes(directory: str | Path, steps: Iterable[int] | None = None) -> pa.Table:
-    """Recorded nodes of the given steps (default: all), every rank's, as one table of `NODE_SCHEMA`; empty for a method
-    that samples no values."""
-    wanted = None if steps is None else set(steps)
-    tables = [read_table(path, NODE_SCHEMA) for path in step_files(directory, "nodes", wanted)]
-    return pa.concat_tables(tables) if tables else NODE_SCHEMA.empty_table()
-
-
-def read_credit(
-    directory: str | Path, methods: Iterable[str] | None = None, steps: Iterable[int] | None = None
-) -> pa.Table:
-    """Credit that was computed for recorded rollouts (see offline.py), as one table of `CREDIT_SCHEMA`.
-
-    Args:
-        methods: names; None: all that are there.
-        steps: None: all that are there.
-    """
-    there = sorted(path.name for path in (Path(directory) / "credit").glob("*/"))
-    wanted = None if steps is None else set(steps)
-    tables = [
-        read_table(path, CREDIT_SCHEMA)
-        for method in (there if methods is None else methods)
-        for path in step_files(directory, f"credit/{method}", wanted)
-    ]
-    return pa.concat_tables(tables) if tables else CREDIT_SCHEMA.empty_table()
-
-
 def forget_after(directory: str | Path, step: int) -> None:
     """Remove metrics, rollouts, evaluations, nodes and credit of later steps: a run that goes on from `step` makes them
     again."""
     forget_metrics_after(directory, step)
-    for kind in ("rollouts", "eval", "nodes", "credit/*"):
+    for kind in ("rollouts", "nodes"):
+        together.take_back(Path(directory) / kind, step)
+    for kind in ("eval", "credit/*"):
         for path in step_files(directory, kind):
-            if step_of(path) > step:
+            if (step_of(path) or 0) > step:
                 path.unlink()
 
 

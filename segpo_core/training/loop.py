@@ -258,6 +258,7 @@ class Trainer:
                 due = config.save_steps and self.step % config.save_steps == 0
                 if last or unsaved or due or 0 < 60 * config.save_minutes <= age:
                     unsaved, saved = not self.save(must=last), time.monotonic()  # tried again after the next step
+        self.recorder.finish()
         if self.world > 1:
             self.learner.let_go()
         self.accelerator.end_training()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from stat import S_ISREG
 
-from segpo_core.record.store import step_of
+from segpo_core.record.files import shown
 
 SETTLED = 2.0  #: seconds after which a directory's time stamp can be trusted to tell of the next change
 
@@ -19,7 +19,7 @@ class Watch:
 
     def __init__(self, folder: Path, root: Path):
         self.folder, self.root = folder, root
-        self.files: dict[str, Stamp] = {}
+        self.files: dict[str, Stamp] = {}  #: in order of their steps; what was put together into another is left out
         self.links: list[str] = []  #: names of links that lead out of `root`; they are not read
         self._stamp: tuple[int, int] | None = None
 
@@ -36,7 +36,7 @@ class Watch:
             found, links = {}, []
             with os.scandir(self.folder) as entries:
                 for entry in entries:
-                    if not entry.name.endswith(".parquet") or step_of(Path(entry.name)) is None:
+                    if not entry.name.startswith("step-") or not entry.name.endswith(".parquet"):
                         continue
                     if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.root):
                         links.append(entry.name)
@@ -50,6 +50,7 @@ class Watch:
                     found[entry.name] = (info.st_mtime_ns, info.st_size, info.st_ino)
         except OSError:
             stamp, stat, found, links = None, None, {}, []
+        found = {name: found[name] for name in shown(found)}
         old, self.files, self.links = self.files, found, links
         # a file that comes within the clock's tick after this look would leave the same stamp
         settled = stat is not None and time.time() - stat.st_mtime > SETTLED

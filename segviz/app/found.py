@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segpo_core.record.files import read_table
+from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import ROLLOUT_SCHEMA, step_of
 from segviz.app.files import Stamp, Watch
 from segviz.app.kept import Kept
@@ -37,7 +37,8 @@ class Found:
     def board(self, run: ShelfRun, watch: Watch) -> tuple[dict[str, Any] | None, int]:
         """(what `views` draw of a run's latest completions, files still to be read)."""
         known, unread = self._read(run.path, watch)
-        steps = sorted({step for name in known if (step := step_of(Path(name))) is not None})
+        spans = [span for name in known if (span := span_of(name)) is not None]
+        steps = sorted({step for span in spans for step in (span.first, span.last)})
         judged = [one for _, (_, (_, found)) in sorted(known.items()) for one in found]
         if judged:
             span = f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"

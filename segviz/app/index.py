@@ -22,7 +22,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from segpo_core.record.files import read_table
+from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import ROLLOUT_SCHEMA
 from segviz.app.files import Watch
 from segviz.app.kept import Kept
@@ -71,6 +71,7 @@ class Indexed:
     watch: Watch
     files: dict[str, int] = field(default_factory=dict)  #: name -> number of the file in the table
     todo: list[str] = field(default_factory=list)  #: not read yet, oldest first
+    replaced: dict[str, list[int]] = field(default_factory=dict)  #: to be read -> files that it was put together from
     problems: dict[str, str] = field(default_factory=dict)
     looked: float = 0.0
     version: int = 0  #: grows whenever rows come or go
@@ -143,31 +144,50 @@ class Index:
     def _look(self, run: Indexed) -> None:
         fresh, gone = run.watch.look()
         run.looked = time.monotonic()
-        dropped = [run.files.pop(name) for name in gone if name in run.files]
-        if dropped:
-            self._db.execute("DELETE FROM rollouts WHERE run = ? AND file IN (SELECT unnest(?))", [run.number, dropped])
+        homes = [(span, name) for name in fresh if (span := span_of(name)) is not None and span.several]
+        dropped = []
+        for name in gone:
+            run.replaced.pop(name, None)
+            if (number := run.files.pop(name, None)) is None:
+                continue
+            own = span_of(name)
+            home = next((home for span, home in homes if span.rank == own.rank and own.first <= span.last
+                         and span.first <= own.first and own.last <= span.last), None)  # fmt: skip
+            (dropped if home is None or home == name else run.replaced.setdefault(home, [])).append(number)
+        self._drop(run, dropped)
         for name in gone:
             run.problems.pop(name, None)
         run.todo = sorted({*run.todo, *fresh} & run.watch.files.keys())
         run.version += bool(fresh or gone)
 
+    def _drop(self, run: Indexed, files: list[int]) -> None:
+        if files:
+            self._db.execute("DELETE FROM rollouts WHERE run = ? AND file IN (SELECT unnest(?))", [run.number, files])
+
     def _read(self, run: Indexed, count: int) -> None:
         """Read the newest `count` files that are still to do."""
-        tables = []
+        tables, replaced = [], []
         for _ in range(min(count, len(run.todo))):
             name = run.todo.pop()
             table = self._table(run, name)
+            replaced += run.replaced.pop(name, [])
             if table is not None:
                 self._numbers += 1
                 run.files[name] = self._numbers
                 for column, value in (("file", self._numbers), ("run", run.number)):
                     table = table.append_column(column, pa.array([value] * len(table), pa.int32()))
                 tables.append(table)
-        if tables:
-            batch = pa.concat_tables(tables)
-            self._db.register("batch", batch)
-            self._db.execute(_INSERT)
-            self._db.unregister("batch")
+        self._db.execute("BEGIN")  # whoever asks meanwhile finds the rows of a file that was put together, once
+        try:
+            self._drop(run, replaced)
+            if tables:
+                self._db.register("batch", pa.concat_tables(tables))
+                self._db.execute(_INSERT)
+                self._db.unregister("batch")
+            self._db.execute("COMMIT")
+        except duckdb.Error:
+            self._db.execute("ROLLBACK")
+            raise
         run.version += 1
 
     def _table(self, run: Indexed, name: str) -> pa.Table | None:

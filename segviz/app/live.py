@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pyarrow as pa
 
-from segpo_core.record.files import read_table, step_of
+from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import ROLLOUT_SCHEMA, SchemaError
 from segviz.app.files import Watch
 from segviz.app.found import Found, side_by_side
@@ -147,15 +146,15 @@ class Live:
 
     def _newest(self, run: ShelfRun, watch: Watch) -> list[dict[str, Any]]:
         """The newest step's most telling completion of each prompt: the one with the largest credit."""
-        steps = {name: step_of(Path(name)) for name in watch.files}
-        last = max((step for step in steps.values() if step is not None), default=None)
-        files = sorted((name, stamp) for name, stamp in watch.files.items() if steps[name] == last)
+        ends = {name: span.last for name in watch.files if (span := span_of(name)) is not None}
+        last = max(ends.values(), default=None)
+        files = sorted((name, stamp) for name, stamp in watch.files.items() if ends[name] == last)
 
         def make() -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = []
             for name, _ in files:
                 try:
-                    table = read_table(watch.folder / name, _NEWEST)
+                    table = read_table(watch.folder / name, _NEWEST, [] if last is None else [last])
                 except (ValueError, OSError):  # the index has noted it
                     continue
                 rows += table.to_pylist()

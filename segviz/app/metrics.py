@@ -8,8 +8,10 @@ from array import array
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from segpo_core.record.files import read_table
+from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import METRIC_SCHEMA
 from segviz.app.files import Watch
 from segviz.runs.run import Series, by_name
@@ -53,11 +55,26 @@ class MetricLog:
     def _look(self) -> None:
         fresh, gone = self._watch.look()
         self._looked = time.monotonic()
-        if gone:  # the run was started anew, resumed, put together or deleted: what was read may be wrong
-            self._points, self.problems, fresh = {}, {}, list(self._watch.files)
-            self._todo, self._seen = [], set()
+        files = self._watch.files
+        if gone:  # put together, resumed, begun anew or deleted: what was read of these steps may be wrong
+            first = min(map(_step, [*fresh, *gone]))
+            kept = max((step for name in files if (step := _step(name)) < first), default=-1)
+            self._forget_after(kept)
+            fresh = [name for name in files if _step(name) > kept]
+            self.problems = {name: words for name, words in self.problems.items() if _step(name) <= kept}
             self.version += 1
-        self._todo = sorted({*self._todo, *fresh} & self._watch.files.keys())
+        self._todo = sorted({*self._todo, *fresh} & files.keys())
+
+    def _forget_after(self, step: int) -> None:
+        """Forget what was read of later steps. A file holds none of those that an earlier one is named after."""
+        self._seen = {seen for seen in self._seen if seen <= step}
+        for name, (steps, values) in list(self._points.items()):
+            earlier = np.array(steps) <= step
+            if not earlier.any():
+                del self._points[name]
+            elif not earlier.all():
+                kept = np.array(steps, np.intc)[earlier], np.array(values)[earlier]
+                self._points[name] = array("i", kept[0].tobytes()), array("d", kept[1].tobytes())
 
     def _read(self, name: str) -> bool:
         """Take in a file. Returns whether it was there."""
@@ -72,6 +89,9 @@ class MetricLog:
         steps = {step for series in found.values() for step in series.steps}
         if steps <= self._seen:  # put together into a later file, or out of earlier ones, that was read
             return True
+        if twice := steps & self._seen:  # some of it is in files that it was put together from, and these were read
+            other = pc.invert(pc.is_in(table["step"], pa.array(sorted(twice), pa.int32())))
+            found = by_name(table.filter(other))
         self._seen |= steps
         for metric, series in found.items():
             known, values = self._points.setdefault(metric, (array("i"), array("d")))
@@ -88,6 +108,11 @@ class MetricLog:
                 }
                 self._thin = (self.version, found)
             return self._thin[1]
+
+
+def _step(name: str) -> int:
+    span = span_of(name)
+    return span.last if span is not None else 0
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> Series:

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segpo_core.record.files import span_of
 from segpo_core.record.store import IMAGE_SUFFIXES, SchemaError, read_manifest, step_of
 from segviz.app.metrics import MetricLog
+from segviz.runs.folder import Folder
+from segviz.runs.light import RolloutTable
 from segviz.runs.pulse import trained_here
-from segviz.runs.run import Rollout, RolloutTable, Run, Series
+from segviz.runs.rollout import Rollout
+from segviz.runs.run import Run, Series
 from segviz.show.encode import tidy
 from segviz.show.theme import method_label
 from segviz.views.rightness import results_of
@@ -82,12 +86,16 @@ class ShelfRun(Run):
             self.check_step(step)
         return super().evaluations(steps)
 
+    def _folder(self, kind: str) -> Folder:
+        self._folders.setdefault(kind, Folder(self.path / kind, self.root))  # of which no link leads outside
+        return super()._folder(kind)
+
     def check_step(self, step: int) -> None:
         """Raise Missing where a file of a step is a link that leads outside."""
-        for kind in ("rollouts", "eval", "nodes", "credit/*"):
-            for path in self.path.glob(f"{kind}/step-{step:06d}.*"):
-                if not inside(path, self.root):
-                    raise Missing(f"{path.name} is a link that leads out of {self.root}; it is not followed.")
+        for kind in ("rollouts", "eval", "nodes", *(f"credit/{name}" for name in credits(self.place))):
+            for name in self._folder(kind).links:
+                if (span := span_of(name)) is not None and span.first <= step <= span.last:
+                    raise Missing(f"{name} is a link that leads out of {self.root}; it is not followed.")
 
 
 class Shelf:

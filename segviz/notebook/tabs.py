@@ -39,8 +39,9 @@ def _siblings(run: Run, rollout: Rollout) -> int:
     return sum(row["group"] == number for row in run.rollouts_at(step))
 
 
-def _has_files(run: Run, kind: str, rollout: Rollout) -> bool:
-    return any((run.path / kind).glob(f"step-{rollout.row['step']:06d}.*parquet"))
+def _judged(run: Run, rollout: Rollout) -> bool:
+    kinds = [f"credit/{folder.name}" for folder in (run.path / "credit").glob("*/")]
+    return any(run.has(kind, rollout.row["step"]) for kind in kinds)
 
 
 TABS = (
@@ -49,12 +50,12 @@ TABS = (
     Tab("Group", lambda run, rollout: _siblings(run, rollout) > 1, lambda run, rollout: group(run, *_ids(rollout)[:2])),
     Tab(
         "Tree",
-        lambda run, rollout: _has_files(run, "nodes", rollout),
+        lambda run, rollout: run.has("nodes", rollout.row["step"]),
         lambda run, rollout: tree(run, *_ids(rollout)[:2]),
     ),
     Tab(
         "Methods",
-        lambda run, rollout: _has_files(run, "credit/*", rollout),
+        _judged,
         lambda run, rollout: compare(run.credits(*_ids(rollout))),
     ),
     Tab("Roles", lambda run, rollout: any(rollout.column("role_ids") or []), lambda run, rollout: roles(rollout)),

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segpo_core.record.store import SchemaError, read_rollouts
+from segpo_core.record.files import SchemaError
+from segpo_core.record.schema import ROLLOUT_SCHEMA
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
 
@@ -69,18 +70,20 @@ def _of_run(run: Run, names: list[str], steps: int | Iterable[int] | None) -> li
     if not recorded:
         raise ValueError(f"{run.path} has no recorded rollouts yet")
     wanted = recorded if steps is None else [steps] if isinstance(steps, int) else list(steps)
-    if missing := [step for step in wanted if step not in recorded]:
+    if missing := sorted(set(wanted) - set(recorded)):
         raise ValueError(
             f"{run.path} has no recorded rollouts of step {', '.join(map(str, missing))}; "
             f"recorded steps: {', '.join(map(str, recorded))}"
         )
+    schema = pa.schema([ROLLOUT_SCHEMA.field(name) for name in names])
     parts: list[list[Row]] = []
     torn: Exception | None = None
+    held: dict[str, pa.Table] = {}  # a file of several steps is read once for them all
     for step in sorted(wanted, reverse=True):
         if steps is None and sum(map(len, parts)) >= MOST:
             break
         try:
-            table = read_rollouts(run.path, [step], names)
+            table = run.read("rollouts", schema, step, held)
         except SchemaError as error:
             torn = error
             if steps is None:  # the others tell enough; `whence` says which is missing

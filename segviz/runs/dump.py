@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segviz.runs.light import LIGHT, RolloutTable
 from segviz.runs.rollout import Rollout
-from segviz.runs.run import LIGHT, RolloutTable, Run, Series
+from segviz.runs.run import Run, Series
 
 #: Reads a file: (rows with the columns of ROLLOUT_SCHEMA, what a reader should know about them).
 Reader = Callable[[Path], tuple[list[dict[str, Any]], set[str]]]
@@ -36,6 +37,7 @@ class Dump(Run):
         self._read: dict[Path, tuple[tuple, dict[int, list[dict[str, Any]]]]] = {}
         self._last: tuple[Path | None, list[dict[str, Any]]] = (None, [])
         self._problems: dict[str, str] = {}
+        self._folders = {}
         self._notes: dict[str, None] = {}
         first: Exception | None = None
         for _, file in find():
@@ -86,6 +88,9 @@ class Dump(Run):
     @property
     def rollouts(self) -> RolloutTable:
         return RolloutTable([row for step in self.steps for row in self._step(step)])
+
+    def rollouts_at(self, step: int) -> RolloutTable:
+        return RolloutTable(self._step(step))
 
     @property
     def problems(self) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,32 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segpo_core.record.files import read_plain, read_table
-from segpo_core.record.store import (
-    METRIC_SCHEMA,
-    ROLLOUT_SCHEMA,
-    SchemaError,
-    image_file,
-    read_credit,
-    read_eval,
-    read_manifest,
-    read_nodes,
-    rollout_steps,
-    step_name,
-    step_of,
-)
+from segpo_core.record.files import SchemaError, read_plain, read_table, step_of
+from segpo_core.record.metrics import METRIC_SCHEMA
+from segpo_core.record.reading import in_order, read_credit, read_eval, read_steps
+from segpo_core.record.schema import NODE_SCHEMA, ROLLOUT_SCHEMA
+from segpo_core.record.store import image_file, read_manifest
+from segpo_core.record.together import steps_in
+from segviz.runs.folder import Folder, Stamp
+from segviz.runs.light import LIGHT_SCHEMA, RolloutTable, light_table, lightened
 from segviz.runs.rollout import Rollout
 from segviz.show.theme import method_label
-
-#: Columns that say what a rollout is without its token streams. `segment_*` lists are short.
-LIGHT = (
-    "step group sample method example_id answer reward finished answer_right perception_right reasoning_right "
-    "error_kind segment_end segment_advantage"
-).split()
-LIGHT_SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in LIGHT])
-
-#: When a file changed last, in ns, and its size.
-Stamp = tuple[int, int]
 
 
 class Series(NamedTuple):
@@ -45,52 +27,6 @@ class Series(NamedTuple):
 
     steps: list[int]
     values: list[float]
-
-
-class RolloutTable:
-    """A light table of rollouts, one row a completion. `where` narrows it, iteration gives dicts."""
-
-    def __init__(self, rows: list[dict[str, Any]]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
-
-    def where(self, test: Callable[[dict], bool] | None = None, **wanted: Any) -> RolloutTable:
-        """Rows that pass `test` and have the wanted values, e.g. `where(step=3, error_kind="perception")`.
-
-        A collection means "one of these", a callable is asked about the value.
-
-        Raises:
-            KeyError: there is no such column.
-        """
-        known = set(self.rows[0]) if self.rows else set(wanted)
-        if unknown := set(wanted) - known:
-            raise KeyError(f"no column {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
-
-        def fits(value: Any, want: Any) -> bool:
-            if callable(want):
-                return bool(want(value))
-            if isinstance(want, Collection) and not isinstance(want, str):
-                return value in want
-            return value == want
-
-        rows = [row for row in self.rows if all(fits(row[name], want) for name, want in wanted.items())]
-        return RolloutTable([row for row in rows if test(row)] if test else rows)
-
-    def to_arrow(self) -> pa.Table:
-        return pa.Table.from_pylist(self.rows)
-
-    def __repr__(self) -> str:
-        steps = sorted({row["step"] for row in self.rows})
-        span = f", steps {steps[0]} to {steps[-1]}" if steps else ""
-        return f"RolloutTable({len(self)} rollouts{span})"
 
 
 class Run:
@@ -101,7 +37,9 @@ class Run:
         self.manifest = read_manifest(self.path)
         self._metric_files: dict[str, tuple[Stamp, set[int], dict[str, Series]]] = {}
         self._metrics: dict[str, Series] = {}
-        self._light: dict[int, tuple[dict[str, Stamp], list[dict[str, Any]]]] = {}
+        self._folders: dict[str, Folder] = {}
+        self._light: dict[str, tuple[Stamp, pa.Table]] = {}  # name of a file -> its light rows
+        self._steps: dict[str, tuple[Stamp, list[int]]] = {}  # name of a file of several steps -> which
         self._problems: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -127,7 +65,7 @@ class Run:
                 if found:
                     return str(found)
         if self.steps:
-            methods = {row["method"] for row in self._step(self.steps[-1]) if row["method"]}
+            methods = {row["method"] for row in self.rollouts_at(self.steps[-1]) if row["method"]}
             if len(methods) == 1:
                 return methods.pop()
         return ""
@@ -148,7 +86,23 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """Steps whose rollouts are recorded so far."""
-        return rollout_steps(self.path)
+        folder = self._folder("rollouts")
+        found: set[int] = set()
+        for name, stamp in folder.files.items():
+            if not folder.spans[name].several:
+                found.add(folder.spans[name].first)
+                continue
+            if name not in self._steps or self._steps[name][0] != stamp:
+                try:
+                    self._steps[name] = (stamp, steps_in(folder.path / name))
+                except FileNotFoundError:  # taken back by a resumed run
+                    del self._folders["rollouts"]
+                    return self.steps
+                except (ValueError, OSError) as error:
+                    self._problems[name] = f"Rollouts in {name} could not be read: {error}"
+                    self._steps[name] = (stamp, [])
+            found.update(self._steps[name][1])
+        return sorted(found)
 
     @property
     def eval_steps(self) -> list[int]:
@@ -193,6 +147,7 @@ class Run:
                 try:
                     table = read_table(self.path / "metrics" / name, METRIC_SCHEMA)
                 except FileNotFoundError:  # put together with others, or taken back by a resumed run: look again
+                    del self._folders["metrics"]
                     return self.metrics
                 except (ValueError, OSError) as error:
                     self._problems[name] = f"Metrics in {name} could not be read: {error}"
@@ -219,14 +174,11 @@ class Run:
     @property
     def rollouts(self) -> RolloutTable:
         """Every rollout recorded so far, without its token streams."""
-        found: dict[int, dict[str, Stamp]] = {}
-        for name, stamp in sorted(self.files("rollouts").items()):
-            found.setdefault(step_of(Path(name)), {})[name] = stamp
-        return RolloutTable([row for step, files in found.items() for row in self._step(step, files)])
+        return RolloutTable(self._rows())
 
     def rollouts_at(self, step: int) -> RolloutTable:
         """Rollouts of one step, without reading the others. Empty where nothing is recorded."""
-        return RolloutTable(self._step(step))
+        return RolloutTable(self._rows(step))
 
     def rollout(self, step: int, group: int, sample: int) -> Rollout:
         """One rollout, whole.
@@ -273,27 +225,53 @@ class Run:
 
     def _whole(self, step: int, group: int, more: Sequence[tuple] = ()) -> list[Rollout]:
         """Rollouts of a group with all of their columns; of `more` pyarrow filters, those that pass."""
-        found = []
-        for path in sorted((self.path / "rollouts").glob(f"step-{step:06d}.*parquet")):
-            if step_of(path) != step or not path.is_file():
-                continue
-            table = read_table(path, ROLLOUT_SCHEMA)
-            for column, _, value in [("group", "=", group), *more]:
-                table = table.filter(pc.equal(table[column], value))
-            rows = table.to_pylist()
-            shas = {sha for row in rows for sha in row.get("images") or []}
-            pictures = {sha: data for sha in shas if (data := self.image(sha)) is not None}
-            for row in rows:
-                images = {sha: pictures[sha] for sha in row.get("images") or [] if sha in pictures}
-                found.append(Rollout(row, images, self.name))
-        return found
+        table = self.read("rollouts", ROLLOUT_SCHEMA, step)
+        for column, _, value in [("group", "=", group), *more]:
+            table = table.filter(pc.equal(table[column], value))
+        rows = table.to_pylist()
+        shas = {sha for row in rows for sha in row.get("images") or []}
+        pictures = {sha: data for sha in shas if (data := self.image(sha)) is not None}
+        return [
+            Rollout(row, {sha: pictures[sha] for sha in row.get("images") or [] if sha in pictures}, self.name)
+            for row in rows
+        ]
+
+    def read(self, kind: str, schema: pa.Schema, step: int, held: dict[str, pa.Table] | None = None) -> pa.Table:
+        """Columns of one step's rollouts or nodes, every process's; empty where none are recorded.
+
+        Args:
+            schema: the columns, among them the step.
+            held: for who asks for one step after another: the files of several steps that were read for the last.
+
+        Raises:
+            SchemaError, OSError: they cannot be read.
+        """
+        folder = self._folder(kind)
+        names = folder.at(step)
+        try:
+            for name in names if held is not None else ():
+                if folder.spans[name].several and name not in held:
+                    held[name] = read_table(folder.path / name, schema)
+            tables = []
+            for name in names:
+                if held and name in held:
+                    table = held[name].filter(pc.equal(held[name]["step"], step))
+                else:
+                    table = read_steps(folder.path / name, folder.spans[name], schema, [step])
+                tables.append((folder.spans[name], table))
+        except FileNotFoundError:  # put together with others, or taken back, since it was listed
+            del self._folders[kind]
+            return self.read(kind, schema, step, held)
+        for name in set(held or ()) - set(names):
+            del held[name]
+        return in_order(tables) if tables else schema.empty_table()
 
     def _recorded(self, step: int, group: int) -> str:
         """What is recorded instead of a group or rollout that is not."""
         if step not in self.steps:
             steps = ", ".join(map(str, self.steps)) or "none yet"
             return f"step {step} has no recorded rollouts in {self.path}; recorded steps: {steps}"
-        there = sorted((row["group"], row["sample"]) for row in self._step(step))
+        there = sorted((row["group"], row["sample"]) for row in self.rollouts_at(step))
         samples = [sample for g, sample in there if g == group]
         if samples:
             return f"step {step}, group {group} has samples {samples}"
@@ -303,7 +281,7 @@ class Run:
         """Nodes of a step's trees or chains, of one group or of all, by group and number; columns as in
         `segpo_core.record.store.NODE_SCHEMA`. Empty where none were recorded."""
         try:
-            rows = read_nodes(self.path, [step]).to_pylist()
+            rows = self.read("nodes", NODE_SCHEMA, step).to_pylist()
         except (ValueError, OSError) as error:
             self._problems[f"nodes {step}"] = f"Nodes of step {step} could not be read: {error}"
             return []
@@ -326,48 +304,45 @@ class Run:
 
     def files(self, kind: str) -> dict[str, Stamp]:
         """Files of steps in a folder of the run ("metrics", "rollouts", …): name -> what tells whether one changed."""
-        found = {}
-        try:
-            with os.scandir(self.path / kind) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".parquet") and step_of(Path(entry.name)) is not None:
-                        try:
-                            facts = entry.stat()
-                        except OSError:  # removed since, or a link to nowhere
-                            continue
-                        if not stat.S_ISREG(facts.st_mode):  # a pipe would keep its reader waiting for ever
-                            self._problems[entry.name] = f"{kind}/{entry.name} is no plain file and was left out"
-                            continue
-                        found[entry.name] = (facts.st_mtime_ns, facts.st_size)
-        except (FileNotFoundError, NotADirectoryError):  # nothing recorded yet, or removed while looking
-            pass
-        return found
+        return self._folder(kind).files
 
-    def _step(self, step: int, files: dict[str, Stamp] | None = None) -> list[dict[str, Any]]:
-        """Light rows of one step, of `files` where they are known already. Read again only when its files changed: a
-        resumed run writes steps anew."""
-        if files is None:
-            prefix = f"{step_name(step)}."
-            files = {name: s for name, s in sorted(self.files("rollouts").items()) if name.startswith(prefix)}
-        if step in self._light and self._light[step][0] == files:
-            return self._light[step][1]
-        try:
-            tables = [read_table(self.path / "rollouts" / name, LIGHT_SCHEMA) for name in files]
-        except (ValueError, OSError) as error:
-            self._problems[f"step {step}"] = f"Rollouts of step {step} could not be read: {error}"
-            return []
-        rows = pa.concat_tables(tables).to_pylist() if tables else []
-        for row in rows:
-            ends, credit = row.pop("segment_end") or [], row.pop("segment_advantage") or []
-            credit = [value for value in credit if value is not None]
-            row["tokens"] = ends[-1] if ends else None
-            row["segments"] = len(ends) or None
-            row["lowest"], row["highest"] = (min(credit), max(credit)) if credit else (None, None)
-            sees, right = row["perception_right"], row["answer_right"]
-            row["grounded"] = None if sees is None or right is None else sees and right
-        self._problems.pop(f"step {step}", None)
-        self._light[step] = (files, rows)
-        return rows
+    def has(self, kind: str, step: int) -> bool:
+        """Whether a folder of the run ("nodes", "credit/rloo", …) has a file that may hold a step."""
+        return bool(self._folder(kind).at(step))
+
+    def _folder(self, kind: str) -> Folder:
+        """A folder of the run, as it is now."""
+        folder = self._folders.setdefault(kind, Folder(self.path / kind))
+        folder.look()
+        for name in folder.odd:
+            self._problems[name] = f"{kind}/{name} is no plain file and was left out"
+        return folder
+
+    def _rows(self, step: int | None = None) -> pa.Table:
+        """Light rows of one step, or of all. A file is read once, and again only when it changed: a resumed run writes
+        steps anew."""
+        folder = self._folder("rollouts")
+        for name in set(self._light) - set(folder.files):
+            del self._light[name]
+        tables = []
+        for name in list(folder.files) if step is None else folder.at(step):
+            span, stamp = folder.spans[name], folder.files[name]
+            if name not in self._light or self._light[name][0] != stamp:
+                try:
+                    self._light[name] = (stamp, light_table(folder.path / name))
+                except FileNotFoundError:  # put together with others, or taken back, since it was listed
+                    del self._folders["rollouts"]
+                    return self._rows(step)
+                except (ValueError, OSError) as error:
+                    steps = f"steps {span.first} to {span.last}" if span.several else f"step {span.first}"
+                    self._problems[name] = f"Rollouts of {steps} could not be read: {error}"
+                    continue
+                self._problems.pop(name, None)
+            table = self._light[name][1]
+            if step is not None and span.several:
+                table = table.filter(pc.equal(table["step"], step))
+            tables.append((span, table))
+        return in_order(tables) if tables else lightened(LIGHT_SCHEMA.empty_table())
 
 
 def _digest(sha: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+import numpy as np
 
 from segviz.parts.charts import curves_picture
 from segviz.parts.credit import signed
@@ -166,7 +167,7 @@ def status(run: Run) -> str:
         return tidy(f"{run.name}: started{f' {started}' if started else ''}, no step is finished yet.")
     if not isinstance(planned, int) or last >= planned:
         return ""
-    times = [path.stat().st_mtime for path in (run.path / "metrics").glob("step-*.parquet")]
+    times = [changed / 1e9 for changed, _ in run.files("metrics").values()]
     written = f", last written {_minute(datetime.fromtimestamp(max(times), UTC).isoformat())}" if times else ""
     known = {True: "It is being trained.", False: "It was stopped: its trainer has ended."}
     how = known.get(trained_here(run.path), "It is still being written, or was stopped.")
@@ -243,9 +244,9 @@ def _spikes(metrics: list[dict[str, Series]], names: list[str]) -> list[dict[str
     """Unusual steps of a metric, over all runs of a line: [{step, y, usual}], in order of their steps."""
     found = []
     for run in metrics:
-        series = next((run[name] for name in names if name in run), None)
-        points = [(x, y) for x, y in zip(*series, strict=True) if math.isfinite(y)] if series else []
-        found += [(spike, *points[spike.index]) for spike in spikes([y for _, y in points])]
+        if (points := _finite(run, names)) is not None:
+            steps, values = points
+            found += [(spike, int(steps[spike.index]), float(values[spike.index])) for spike in spikes(values)]
     found = sorted(sorted(found, key=lambda item: -abs(item[0].z))[:SPIKES], key=lambda item: item[1])
     return [{"step": x, "y": _round(y), "usual": _round(spike.usual)} for spike, x, y in found]
 
@@ -280,26 +281,35 @@ def _groups(runs: Sequence[Run], apart: bool = False) -> dict[str, list[dict[str
 
 def _line(metrics: list[dict[str, Series]], names: list[str]) -> dict[str, Any] | None:
     """Mean over runs at each step, with the smallest and largest as a band where there is more than one run."""
-    points: dict[int, list[float]] = {}
-    for run in metrics:
-        series = next((run[name] for name in names if name in run), None)
-        for step, value in zip(*series, strict=True) if series else ():
-            if not math.isfinite(value):
-                continue
-            points.setdefault(step, []).append(value)
-    if not points:
+    found = [points for run in metrics if (points := _finite(run, names)) is not None]
+    at, values = (np.concatenate(column) for column in zip(*found, strict=True)) if found else ([], [])
+    if not len(at):
         return None
-    steps = sorted(points)
+    order = np.argsort(at, kind="stable")
+    at, values = at[order], values[order]
+    first = np.flatnonzero(np.diff(at, prepend=at[0] - 1))  # of the values of each step
+    steps = at[first]
+    counts = np.diff([*first, len(at)])
     bucket = -(-len(steps) // POINTS)
-    x, y, low, high = [], [], [], []
-    for i in range(0, len(steps), bucket):
-        part = steps[i : i + bucket]
-        x.append(part[len(part) // 2])
-        y.append(_round(sum(sum(points[s]) / len(points[s]) for s in part) / len(part)))
-        low.append(_round(sum(min(points[s]) for s in part) / len(part)))
-        high.append(_round(sum(max(points[s]) for s in part) / len(part)))
+    edges = np.arange(0, len(steps), bucket)
+    sizes = np.diff([*edges, len(steps)])
+
+    def means(of_steps: np.ndarray) -> list[float]:
+        return [_round(value) for value in np.add.reduceat(of_steps, edges) / sizes]
+
+    x, y = steps[edges + sizes // 2].tolist(), means(np.add.reduceat(values, first) / counts)
+    low, high = (means(end.reduceat(values, first)) for end in (np.minimum, np.maximum))
     line = {"x": x, "y": y, "bucket": bucket, "runs": len(metrics), "odd": _spikes(metrics, names)}
     return line | {"low": low, "high": high} if len(metrics) > 1 else line
+
+
+def _finite(run: dict[str, Series], names: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps and finite values of the first of some metrics that a run has."""
+    series = next((run[name] for name in names if name in run), None)
+    if series is None:
+        return None
+    steps, values = np.array(series.steps, int), np.array(series.values, float)
+    return steps[np.isfinite(values)], values[np.isfinite(values)]
 
 
 def _round(value: float) -> float:

@@ -15,8 +15,9 @@ from segviz.parts.scoreboard import scored
 from segviz.parts.story import story
 from segviz.parts.tokens import LONG
 from segviz.runs.columns import rollout_columns
+from segviz.runs.light import RolloutTable
 from segviz.runs.rollout import Rollout
-from segviz.runs.run import RolloutTable, Run
+from segviz.runs.run import Run
 from segviz.show.encode import escape, tidy
 from segviz.show.theme import level, symmetric_limit
 from segviz.show.view import View

@@ -65,6 +65,8 @@ def test_killed_between_the_rename_and_the_removal(tmp_path, monkeypatch):
     assert sv.open(tmp_path / "run").metrics["loss"].steps == list(range(21))
     log = MetricLog(tmp_path / "run", tmp_path)
     log.refresh()
+    while log.unread:
+        log.refresh()
     assert log.series()["loss"].steps == list(range(21))
     monkeypatch.setattr(metrics, "TOGETHER", 10)
     store.Recorder(tmp_path / "run")

@@ -1,0 +1,77 @@
+"""A long training of tiny steps with an app that watches it: memory and open files of both, over the steps.
+
+    python benchmarks/bench_long_training.py [STEPS]        (default 10,000: about an hour)
+
+A real training, with a model of 100,000 parameters and random weights, a prompt and 4 completions of 4 tokens a step,
+every step recorded; and the real server, asked every few seconds for what an open browser asks.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from bench_app import ROOT, Asker, app, megabytes
+
+TRAIN = """
+import sys, torch
+from pathlib import Path
+from segpo_core.config import from_dict
+from segpo_core.training.loop import Trainer
+from tests.fakes.families import llama
+from tests.fakes.toy import ToyTask
+torch.set_num_threads(1)
+place, steps = Path(sys.argv[1]), int(sys.argv[2])
+settings = {
+    "method": "grpo", "model_name_or_path": str(llama(place / "model")), "output_dir": str(place / "runs" / "long"),
+    "cpu": True, "num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 4,
+    "learning_rate": 1e-5, "max_steps": steps, "eval_steps": 0, "save_steps": 0, "record_steps": 1,
+}
+Trainer(from_dict(settings, "bench"), task=ToyTask(images=False)).run()
+"""
+
+
+def main(steps: int) -> None:
+    with tempfile.TemporaryDirectory() as place, app(Path(place) / "runs") as (address, server):
+        run = Path(place) / "runs" / "long"
+        command = [sys.executable, "-c", TRAIN, place, str(steps)]
+        with subprocess.Popen(command, cwd=ROOT) as training:
+            trainer, asker = psutil.Process(training.pid), Asker(address)
+            print("| step | files of the run | trainer: MB, open files | app: MB, open files |\n|---|---|---|---|")
+            marks = [max(1, steps * n // 10) for n in range(1, 10)]
+            while training.poll() is None:
+                time.sleep(3)
+                asker.ask("runs")
+                step = asker.ask("runs")["runs"][0]["step"] if asker.ask("runs")["runs"] else None
+                if step is None:
+                    continue
+                asker.ask("live", run="long")
+                asker.ask("rollouts", run="long", limit=50)
+                if marks and step >= marks[0]:
+                    marks = [mark for mark in marks if mark > step]
+                    try:
+                        print(row(step, run, trainer, server), flush=True)
+                    except psutil.NoSuchProcess:
+                        break
+        print(f"the trainer ended with {training.returncode}; {row_of_app(server)}; {files(run):,} files at the end")
+
+
+def row(step: int, run: Path, trainer: psutil.Process, server: psutil.Process) -> str:
+    own = f"{megabytes(trainer)} MB, {trainer.num_fds()}"
+    return f"| {step:,} | {files(run):,} | {own} | {row_of_app(server)} |"
+
+
+def row_of_app(server: psutil.Process) -> str:
+    return f"{megabytes(server)} MB, {server.num_fds()}"
+
+
+def files(run: Path) -> int:
+    return sum(len(list((run / kind).glob("*"))) for kind in ("metrics", "rollouts", "nodes"))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
