@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
-EXTRAS := dev
+EXTRAS := dev,views
 # The name holds a checksum of the files that decide what is installed: change one, and setup runs again.
 STAMP  := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 

@@ -14,6 +14,7 @@ import sys
 from dataclasses import fields
 from datetime import datetime
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,8 @@ def _demo(argv: list[str]) -> int:
     from segpo_core.config import load_yaml
     from segpo_core.training.beside import Companion
 
+    if find_spec("plotly") is None:
+        raise ImportError("the demo ends in a report, and its views are not installed: pip install 'segpo[views]'")
     own = [flag for flag in argv if flag not in ("--no-app", "--alone", "--text")]
     show = "--no-app" not in argv and sys.stdout.isatty()
     text = "--text" in argv
@@ -321,7 +324,7 @@ def _elsewhere(name: str, argv: list[str]) -> int:
     """Run a command that another package brings (entry point group `segpo.commands`): the core imports no views."""
     for entry in entry_points(group="segpo.commands", name=name):
         return entry.load()(argv)
-    raise ImportError(f"the command {name!r} comes with the views, which are not installed: pip install -e .")
+    raise ImportError(f"the command {name!r} comes with the views, which are not installed: pip install 'segpo[views]'")
 
 
 def _evaluate(argv: list[str]) -> int:

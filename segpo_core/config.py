@@ -166,6 +166,14 @@ class TrainConfig:
     and none are recorded where one update is all, as they are 1 then."""
     report_to: str = "none"
     """Experiment trackers to write to as well, through accelerate: tensorboard, trackio, wandb; several with commas."""
+    run_name: str | None = None
+    """Name of the run in trackio and wandb; None: that of output_dir. (tensorboard names runs by their folders.)"""
+    push_to_hub: bool = False
+    """Upload the last checkpoint, with its model card, to the Hugging Face hub when the run ends."""
+    hub_model_id: str | None = None
+    """Repository there, NAME or OWNER/NAME; None: the name of output_dir."""
+    hub_private_repo: bool | None = None
+    """Whether a new repository is private; None: as the hub has it for you."""
     cpu: bool = False
     """Stay on the CPU although there is an accelerator."""
 

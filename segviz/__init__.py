@@ -12,9 +12,17 @@ Functions return a `View` and draw nothing themselves. Nothing here imports the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+#: What the extra `views` brings; a training needs none of it.
+DRAWS = {
+    "plotly", "kaleido", "anywidget", "ipywidgets", "traitlets", "IPython", "gradio", "fastapi", "starlette", "uvicorn",
+    "duckdb",
+}  # fmt: skip
 
 if TYPE_CHECKING:
     from segpo_core.record.store import SchemaError
@@ -93,9 +101,24 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    with drawing():
+        value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """For imports of the views: where a package that draws is not installed, the ImportError says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in DRAWS:
+            raise
+        raise ImportError(
+            f"the views need {error.name}, which is not installed: pip install 'segpo[views]' (from a checkout: "
+            "pip install -e '.[views]')"
+        ) from error
 
 
 def __dir__() -> list[str]:

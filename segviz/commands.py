@@ -15,7 +15,8 @@ import segviz
 
 def app(argv: list[str]) -> int:
     """`segpo app`: watch runs in a browser while they train."""
-    from segviz.app.main import main  # gradio takes seconds to import
+    with segviz.drawing():
+        from segviz.app.main import main  # gradio takes seconds to import
 
     return main(argv)
 

@@ -53,7 +53,7 @@ def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 EXTRAS = PROJECT["optional-dependencies"]
-DECLARED = [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["docs"]]
+DECLARED = [*PROJECT["dependencies"], *EXTRAS["views"], *EXTRAS["dev"], *EXTRAS["docs"]]
 
 
 @pytest.mark.parametrize("line", DECLARED)
@@ -146,7 +146,7 @@ def test_setup_runs_once_and_again_when_the_pins_change(clone: Path) -> None:
 
 
 def test_interrupted_setup_is_done_again_from_nothing(clone: Path) -> None:
-    (clone / "stop").write_text(f".[{','.join(extras())}]")
+    (clone / "stop").write_text(f".[{re.search(r'^EXTRAS := (.+)$', MAKEFILE, re.M)[1]}]")
     assert make("setup", "PYTHON=./python", cwd=clone).returncode != 0
     (clone / ".venv/half-installed").touch()
     (clone / "stop").write_text("nothing")
@@ -202,6 +202,41 @@ def run_installed(segpo: Path, folder: Path, *arguments: str) -> subprocess.Comp
     done = subprocess.run([segpo, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done
+
+
+#: Runs a command where nothing that draws can be imported.
+WITHOUT_VIEWS = """
+import sys
+class Missing:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from segpo_core.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_views(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    missing = {Requirement(line).name for line in EXTRAS["views"]} | {"IPython", "traitlets"}
+    code = WITHOUT_VIEWS.replace("{missing}", str(missing))
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.mark.slow
+def test_training_needs_nothing_that_draws(tmp_path: Path) -> None:
+    few = ["--max-steps", "1", "--eval-size", "2", "--per-device-train-batch-size", "8", "--cpu"]
+    trained = without_views(tmp_path, "train", *few, "--output-dir", "run")
+    assert trained.returncode == 0, trained.stderr
+    for command in (["app", "."], ["report", "run"]):
+        said = without_views(tmp_path, *command)
+        assert said.returncode == 1 and "Traceback" not in said.stderr
+        assert re.search(
+            r"error: the views need \w+, which is not installed: pip install 'segpo\[views\]'", said.stderr
+        )
 
 
 @pytest.mark.slow

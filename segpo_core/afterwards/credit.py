@@ -130,7 +130,7 @@ class Run:
         if isinstance(method, SPOTree) and rollouts.node_ids is None:
             return "its values are those of a tree, and these completions were sampled one by one"
         known = self.judge.checkpoint
-        if values and (known is None or not (known / "critic.safetensors").exists()):
+        if values and (known is None or not any(known.glob("critic*.safetensors"))):
             return "it needs a critic's values, and this run has no critic"
         if (chains or roles or image) and self.checkpoint is None:
             return "it needs the policy, and this run has no checkpoint"

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from PIL import Image, UnidentifiedImageError
-from safetensors.torch import load_file
 from torch import nn
 
 from segpo_core.algos import METHODS
 from segpo_core.config import TrainConfig, from_dict, method_class
+from segpo_core.policy.agreement import agreement
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.load import (
     eos_token_ids,
@@ -74,7 +74,11 @@ class Policy:
         """A policy of a model and its processor (or tokenizer) that are loaded already.
 
         `critic` as in `ActorCritic`, `facts` are further fields.
+
+        Raises:
+            ValueError: what is sampled and scored here is not what the model says by itself; see `agreement`.
         """
+        agreement(model, processor)
         suppressed = suppressed_token_ids(model, processor)
         network = ActorCritic(model, suppressed, temperature, critic).to(model.device).eval()
         sampler = InProcess(
@@ -135,7 +139,7 @@ class Policy:
         model = load_model(source, config.dtype, device=_device())
         if config.use_peft and place != origin:
             model = PeftModel.from_pretrained(model, place).eval()
-        learnt = load_file(place / "critic.safetensors") if (place / "critic.safetensors").exists() else {}
+        learnt = checkpoint.read_critic(place)
         critic = None if not learnt else "model" if any(k.startswith("value_backbone") for k in learnt) else "head"
         why = ""
         if reward_funcs is None:

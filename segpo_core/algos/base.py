@@ -85,6 +85,11 @@ class Method(ABC):
         """Whether the method compares the completions of one prompt, and so needs at least two."""
         return not self.uses_critic
 
+    @property
+    def samples_continuations(self) -> bool:
+        """Whether the method samples on from the middle of completions: not every model can be taken up there."""
+        return False
+
     def completions_per_prompt(self, num_generations: int) -> int:
         """The most completions that `collect` gives for one prompt."""
         return num_generations
@@ -167,6 +172,10 @@ class CriticMethod(Method):
     @property
     def uses_critic(self) -> bool:
         return True
+
+    @property
+    def samples_continuations(self) -> bool:
+        return self.value_mc_states > 0
 
     @property
     def critic_rate(self) -> float:

@@ -49,6 +49,10 @@ class ChainMethod(Method):
     def compares_completions(self) -> bool:
         return False
 
+    @property
+    def samples_continuations(self) -> bool:
+        return True
+
     @abstractmethod
     def segments(self, rollouts: Rollouts) -> Tensor:
         """long [B, T]: where the boundaries are. Reads only what sampling gave, so that it never changes later."""

@@ -88,6 +88,9 @@ def video_stand_in() -> Iterator[None]:
 #: Prefix language models: they see the whole prompt both ways, which a completion appended to it would share.
 _PREFIX_MODELS = ("paligemma",)
 
+#: Models whose `out_proj` can have no adapter (peft: `_check_lora_target_modules_mamba`).
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+
 #: Recurrent models that pay no heed to the cache they are given.
 _STATE_ONLY = ("rwkv",)
 
@@ -142,14 +145,20 @@ def is_vision_config(config: PreTrainedConfig) -> bool:
 def load_processor(path: str | Path, **kwargs: Any) -> Any:
     """The processor of a vision-language model, or the tokenizer of a text model.
 
-    `kwargs` go to `from_pretrained` (e.g. `revision`, `min_pixels`). Raises as `load_config`.
+    `kwargs` go to `from_pretrained` (e.g. `revision`, `min_pixels`). Raises as `load_config`; ValueError also where the
+    processor needs a package that is not installed.
     """
     kwargs = _UNTRUSTED | kwargs
-    if not is_vision_config(load_config(path, **kwargs)):
+    config = load_config(path, **kwargs)
+    _check_supported(config)  # before its processor is asked for what it may lack
+    if not is_vision_config(config):
         folder, file = gguf.source(path)
         return AutoTokenizer.from_pretrained(folder, **kwargs, **file)
     with video_stand_in():
-        return AutoProcessor.from_pretrained(str(path), **kwargs)
+        try:
+            return AutoProcessor.from_pretrained(str(path), **kwargs)
+        except ImportError as error:  # some processors need torchvision for images, or num2words for times
+            raise ValueError(f"the processor of {str(path)!r} needs a package that is not there: {error}") from error
 
 
 def load_model(
@@ -262,7 +271,9 @@ def _language_linears(model: nn.Module) -> list[str]:
     """Names of the linear layers of the language model (without the output head)."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    linears = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    # What leaves a Mamba layer goes into its fused kernel as a bare weight, past any adapter; peft refuses it.
+    last = ("out_proj",) if model.config.get_text_config().model_type in _MAMBA else ()
+    linears = [n for n, module in decoder.named_modules() if isinstance(module, nn.Linear) and not n.endswith(last)]
     return [f"{prefix}.{name}" if prefix else name for name in linears]
 
 

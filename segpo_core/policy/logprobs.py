@@ -6,12 +6,37 @@ at a time, and recomputed in the backward pass. Peak memory is one chunk of logi
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 #: Largest number of float32 logits held at once (64 MB).
 MAX_LOGITS = 2**24
+
+
+#: What families call the bound that tanh keeps their logits within.
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def logit_scale(config: Any) -> float:
+    """What a family multiplies its logits by, or, which is the same, the hidden states before its head.
+
+    Cohere, Falcon H1 and Muse multiply, Granite, MiniCPM and Inkling divide; HyperCLOVA multiplies by what Granite
+    divides by. What is not known here, `agreement` tells.
+    """
+
+    def factor(name: str) -> float:
+        return getattr(config, name, None) or 1.0
+
+    scaling = factor("logits_scaling")
+    return (
+        factor("logit_scale") * factor("lm_head_multiplier") * factor("output_multiplier")
+        * (scaling if config.model_type.startswith("hyperclovax") else 1 / scaling)
+        / factor("logits_mup_width_multiplier")
+    )  # fmt: skip
 
 
 class Head(nn.Module):
@@ -26,9 +51,8 @@ class Head(nn.Module):
         super().__init__()
         inner = without_adapter(model)
         text = inner.config.get_text_config()
-        self.softcap = getattr(text, "final_logit_softcapping", None)
-        # Cohere multiplies its logits, Granite divides them.
-        self.scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        self.softcap = next(filter(None, (getattr(text, name, None) for name in SOFTCAPS)), None)
+        self.scale = logit_scale(text)
         self.suppressed: Tensor
         self.register_buffer("suppressed", torch.tensor(suppressed, dtype=torch.long), persistent=False)
         # In a tuple, so that the head's weights stay the model's and are not counted twice.
@@ -50,7 +74,23 @@ def without_adapter(model: nn.Module) -> nn.Module:
 def backbone(model: nn.Module) -> nn.Module:
     """The part of the model that ends in hidden states."""
     inner = without_adapter(model)
-    return getattr(inner, inner.base_model_prefix)
+    return getattr(inner, inner.base_model_prefix, None) or inner.model  # Llama 4's text model names another
+
+
+def continued(network: nn.Module, inputs: dict[str, Tensor], cache: Any) -> Tensor:
+    """Hidden states [B, n, H] of n more tokens of each row, after what `cache` holds; it then holds them too.
+
+    Args:
+        network: of `backbone`.
+        inputs: of `prefill_inputs` or `decode_inputs`.
+        cache: of `DynamicCache`, as long as the model keeps one.
+    """
+    if "cache_params" not in inspect.signature(network.forward).parameters:
+        return network(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+    # Mamba and its kin. Their states hold no padding, and a mask is read as one of the new tokens alone.
+    if inputs["attention_mask"].shape != inputs["input_ids"].shape:
+        inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    return network(**inputs, cache_params=cache, use_cache=True).last_hidden_state
 
 
 def gather(logits: Tensor, tokens: Tensor, temperature: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:

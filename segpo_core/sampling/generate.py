@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from segpo_core.policy.inputs import Prompts, decode_inputs, prefill_inputs
-from segpo_core.policy.logprobs import Head, backbone, gather, without_adapter
+from segpo_core.policy.logprobs import Head, backbone, continued, gather, without_adapter
 from segpo_core.sampling.plain import step_of
 from segpo_core.sampling.roomy import arrange, branch, select_rows, with_room
 from segpo_core.sampling.sampler import Draw, Name, Sampler, noise
@@ -115,6 +115,21 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float, node: Tensor | N
     return token.minimum(last[node])
 
 
+def check_continuable(model: nn.Module) -> None:
+    """Refuse models that cannot go on from the middle of a completion.
+
+    Raises:
+        ValueError: the model's memory of a prefix is a running state that holds no single tokens.
+    """
+    inner = without_adapter(model)
+    kinds = {type(layer) for layer in DynamicCache(config=inner.config.get_text_config()).layers}
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        raise ValueError(
+            f"{type(inner).__name__} keeps no keys and values of single tokens in some layers, so it cannot go on from "
+            "the middle of a completion: choose a method that samples no continuations, such as grpo, sapo or spo_tree"
+        )
+
+
 class InProcess(Sampler):
     """Draws completions from a model of this process, with transformers.
 
@@ -159,7 +174,7 @@ class InProcess(Sampler):
         config = None if keep_all else without_adapter(self.model).config.get_text_config()
         cache = DynamicCache(config=config)
         self.tokens_computed += batch["input_ids"].numel()
-        hidden = backbone(self.model)(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        hidden = continued(backbone(self.model), inputs, cache)[:, -1]
         return State(cache, batch["attention_mask"], position, self.head(hidden), np.arange(len(hidden)))
 
     @torch.no_grad()
@@ -226,20 +241,14 @@ class InProcess(Sampler):
         """One pass over the prompts (images once a prompt), then one over the completions. Arguments as `Sampler`'s.
 
         Raises:
-            ValueError: the model's memory of a prefix is a running state that holds no single tokens.
+            ValueError: the model cannot be taken up in the middle; see `check_continuable`.
         """
-        config = without_adapter(self.model).config.get_text_config()
-        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-            raise ValueError(
-                f"{type(self.model).__name__} keeps no keys and values of single tokens in some layers, so it "
-                "cannot go on from the middle of a completion: choose a method that samples no continuations"
-            )
+        check_continuable(self.model)
         some, row = group.unique(return_inverse=True)
         state = self.prefill(prompts, some.tolist(), keep_all=True).pick(row).apart()
         attended = torch.cat([state.attention_mask, mask.to(state.attention_mask)], dim=1)
         inputs = decode_inputs(ids, attended, state.position)
-        hidden = backbone(self.model)(**inputs, past_key_values=state.cache, use_cache=True).last_hidden_state
+        hidden = continued(backbone(self.model), inputs, state.cache)
         self.tokens_computed += ids.numel()
         return Prefixes(state.cache, attended, state.position, state.logits, hidden, self.head)
 

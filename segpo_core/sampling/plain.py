@@ -18,7 +18,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from segpo_core.policy.inputs import decode_inputs
-from segpo_core.policy.logprobs import backbone, without_adapter
+from segpo_core.policy.logprobs import backbone, continued, without_adapter
 from segpo_core.sampling.roomy import RoomyLayer
 
 #: (tokens long [n], mask long [n, S + 1], positions long [n], cache of S tokens) -> hidden states [n, H].
@@ -35,8 +35,7 @@ def step_of(model: nn.Module, cache: DynamicCache) -> Step:
 
 def whole_step(network: nn.Module, tokens: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
     """The step through the model itself."""
-    inputs = decode_inputs(tokens[:, None], mask, position)
-    return network(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    return continued(network, decode_inputs(tokens[:, None], mask, position), cache)[:, -1]
 
 
 def is_plain(decoder: nn.Module) -> bool:

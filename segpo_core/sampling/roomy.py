@@ -78,8 +78,8 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> None:
 
 
 def _select(layer: Any, rows: Tensor) -> None:
-    # Layers with a running state have the one method, all others both.
-    (layer.batch_select_indices if hasattr(layer, "batch_select_indices") else layer.reorder_cache)(rows)
+    # `reorder_cache` takes running states along, also those beside keys and values; ours has buffers behind these.
+    (layer.batch_select_indices if isinstance(layer, RoomyLayer) else layer.reorder_cache)(rows)
 
 
 def arrange(cache: DynamicCache, source: np.ndarray, device: torch.device) -> None:

@@ -77,18 +77,22 @@ class ArithmeticTask:
             truth["first_error"] = {"start": start, "end": end, "kind": "reasoning", "why": why}
         return truth
 
+    def asked(self, text: str) -> dict | None:
+        """The problem that a text is, of either split; None for any other text."""
+        found = re.fullmatch(re.escape(SOLVED) + r"(\d{1,9}) \+ (\d{1,9}) =", text)
+        return None if found is None else self._problem(int(found[1]), int(found[2])) | {"id": "asked"}
+
     def _example(self, split: str, index: int) -> dict:
         rng = random.Random(f"{self.seed}/{split}/{index}")
         while True:
             a, b = rng.randint(self.smallest, self.largest), rng.randint(self.smallest, self.largest)
             if _split(a, b) == split:
                 break
-        return {
-            "prompt": f"{SOLVED}{a} + {b} =",
-            "images": [],
-            "answer": str(a + b),
-            "id": f"{self.name}/{split}/{index}",
-        }
+        return self._problem(a, b) | {"id": f"{self.name}/{split}/{index}"}
+
+    @staticmethod
+    def _problem(a: int, b: int) -> dict:
+        return {"prompt": f"{SOLVED}{a} + {b} =", "images": [], "answer": str(a + b)}
 
 
 def _split(a: int, b: int) -> str:

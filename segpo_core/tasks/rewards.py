@@ -224,22 +224,26 @@ def run_rewards(
         raise ValueError(f"{len(weights)} reward weights for {len(funcs)} reward functions; give one weight each")
     parts: dict[str, list[float | None]] = {}
     total: list[float | None] = [None] * len(completions)
-    for func, weight in zip(funcs, weights, strict=True):
+    returned = _results(funcs, prompts, completions, columns, given)
+    for func, weight, values in zip(funcs, weights, returned, strict=True):
         name = base = _name(func)
         while name in parts:
             name = f"{base}_{len(parts) + 1}"
-        parts[name] = _call(func, name, prompts, completions, columns, given)
+        parts[name] = _numbers(values, func, name, prompts, completions, columns)
         for i, value in enumerate(parts[name]):
             if value is not None:
                 total[i] = (total[i] or 0.0) + weight * value
     return total, parts
 
 
-def _call(
-    func: Reward, name: str, prompts: Sequence, completions: Sequence, columns: Mapping, given: Mapping
+def _numbers(
+    values: Any, func: Reward, name: str, prompts: Sequence, completions: Sequence, columns: Mapping
 ) -> list[float | None]:
+    """What a function returned as rewards, of `_results`."""
     try:
-        values = list(_values(func, prompts, completions, columns, given))
+        if isinstance(values, BaseException):
+            raise values
+        values = list(values)
     except Exception as error:
         where = _first_failing(func, prompts, completions, columns)
         raise ValueError(
@@ -266,28 +270,42 @@ def _call(
     return out
 
 
-def _values(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping, given: Mapping) -> Any:
-    arguments = {"prompts": list(prompts), "completions": list(completions), **columns, **given}
-    named = _parameters(func)
-    if not any(item.kind is inspect.Parameter.VAR_KEYWORD for item in named.values()):
-        arguments = {name: value for name, value in arguments.items() if name in named}
-    values = func(**arguments)
-    if not inspect.isawaitable(values):
-        return values
+def _results(
+    funcs: Sequence[Reward], prompts: Sequence, completions: Sequence, columns: Mapping, given: Mapping
+) -> list[Any]:
+    """What each function returns, or the exception that it raised; those that are awaited run side by side."""
 
-    async def awaited() -> Any:
-        return await values
+    def begun(func: Reward) -> Any:
+        arguments = {"prompts": list(prompts), "completions": list(completions), **columns, **given}
+        named = _parameters(func)
+        if not any(item.kind is inspect.Parameter.VAR_KEYWORD for item in named.values()):
+            arguments = {name: value for name, value in arguments.items() if name in named}
+        try:
+            return func(**arguments)
+        except Exception as error:
+            return error
 
-    # In a thread of its own: a notebook's thread has a loop running, in which no other can run.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, awaited()).result()
+    found = [begun(func) for func in funcs]
+    waiting = [i for i, value in enumerate(found) if inspect.isawaitable(value)]
+
+    async def awaited() -> list[Any]:
+        return await asyncio.gather(*(found[i] for i in waiting), return_exceptions=True)
+
+    if waiting:  # in a thread of its own: a notebook's thread has a loop running, in which no other can run
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(asyncio.run, awaited()).result()
+        for i, value in zip(waiting, done, strict=True):
+            found[i] = value
+    return found
 
 
 def _first_failing(func: Reward, prompts: Sequence, completions: Sequence, columns: Mapping) -> str:
     for i in range(len(completions)):
         try:
             one = {k: [v[i]] for k, v in columns.items()}
-            _values(func, [prompts[i]], [completions[i]], one, outside_training())
+            (value,) = _results([func], [prompts[i]], [completions[i]], one, outside_training())
+            if isinstance(value, BaseException):
+                raise value
         except Exception:
             return f"completion {i}"
     return f"completions 0 to {len(completions) - 1} together"

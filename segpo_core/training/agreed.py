@@ -10,7 +10,7 @@ FREE = {
     "output_dir", "resume", "max_steps", "eval_steps", "eval_size", "num_generations_eval", "save_steps",
     "save_minutes", "save_total_limit", "record_steps", "score_after_update", "report_to", "cpu", "rows_per_batch",
     "value_mc_states", "per_device_train_batch_size", "log_eval_completions", "vllm_server_url", "vllm_server_timeout",
-    "vllm_python", "vllm_server_args",
+    "vllm_python", "vllm_server_args", "run_name", "push_to_hub", "hub_model_id", "hub_private_repo",
 }  # fmt: skip
 
 

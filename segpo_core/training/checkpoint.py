@@ -1,10 +1,13 @@
 """Checkpoints: everything a run needs to go on exactly.
 
     checkpoints/step-000050/
-      config.json, model.safetensors, tokenizer …   loads with `from_pretrained`, or with `--model_name_or_path`;
+      config.json, model.safetensors, tokenizer …   loads with `from_pretrained`, or with `--model-name-or-path`;
                                                     what was trained is float32, whatever the network computed in
       critic.safetensors                            the critic's own parameters, where there is a critic
       optimizer.pt                                  AdamW's moments
+                                                    (where FSDP splits the network, each process writes a file of its
+                                                    own of each kind: model-00001-of-00008.safetensors …)
+      README.md                                     the model card
       trainer.json                                  written last: the step, what a resumed run must agree on, and size
                                                     and sha256 of every other file
 
@@ -21,17 +24,20 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.sharding import load_optimizer_state
 from segpo_core.record.store import read_plain, step_name, step_of
+from segpo_core.training.together import everyone
 
 #: Seconds before a checkpoint that must be is tried again: a network file system comes back, a disk is freed.
 WAITS = (1.0, 5.0, 15.0)
@@ -49,53 +55,80 @@ def save(
     facts: dict,
     keep: int,
     waits: Sequence[float] = (),
+    card: str = "",
 ) -> Path:
-    """Write the checkpoint of `step` under `directory`, then remove all but the newest `keep`.
+    """Write the checkpoint of `step` under `directory`, then remove all but the newest `keep`. Every process must call.
 
     Args:
         network: the `ActorCritic`, unwrapped.
-        weights: its state; see `sharding.whole_state`.
-        optimizer: the optimizer's state; see `sharding.optimizer_state`.
+        weights: this process's part of its state; see `sharding.own_state`.
+        optimizer: this process's part of the optimizer's state; see `sharding.own_moments`.
         facts: goes into trainer.json.
         waits: seconds before each further attempt, where one fails.
+        card: text of README.md; none where it is empty.
 
     Raises:
-        OSError: no space left, say. Earlier checkpoints are untouched and no torn one is visible.
+        OSError: no space left, say; in every process. Earlier checkpoints are untouched and no torn one is visible.
     """
     target = directory / step_name(step)
     for wait in (*waits, None):
         try:
-            _write(target, step, network, weights, optimizer, processor, facts)
+            _write(target, step, network, weights, optimizer, processor, facts, card)
             break
         except OSError as error:
             if wait is None:
                 raise
-            log.warning("%s; it is tried again in %g s", error, wait)
+            if PartialState().is_main_process:
+                log.warning("%s; it is tried again in %g s", error, wait)
             time.sleep(wait)
-    for old in listed(directory)[:-keep] if keep > 0 else []:
-        remove(old)
-    for left in directory.glob(".step-*"):  # of writers that were killed
-        shutil.rmtree(left, ignore_errors=True)
+    if PartialState().is_main_process:
+        for old in listed(directory)[:-keep] if keep > 0 else []:
+            remove(old)
+        for left in directory.glob(".step-*"):  # of writers that were killed
+            shutil.rmtree(left, ignore_errors=True)
     return target
 
 
 def _write(
     target: Path, step: int, network: ActorCritic, weights: dict[str, Tensor], optimizer: dict[str, Any],
-    processor: Any, facts: dict,
+    processor: Any, facts: dict, card: str,
 ) -> None:  # fmt: skip
-    """One attempt. Any error but OSError of a library that writes a part of it becomes one."""
+    """One attempt: each process writes its part, rank 0 what is whole, and the end. Any error but OSError of a library
+    that writes a part of it becomes one, and an error of one process is one of all."""
     temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    rank, main = PartialState().process_index, PartialState().is_main_process
+    writers = [number for number, some in enumerate(everyone([bool(weights)])) if some]
+
+    def begin() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def part() -> None:
+        if rank not in writers:
+            return
         policy = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
-        network.model.save_pretrained(temporary, state_dict=policy)
+        critic = {k: v.contiguous().cpu() for k, v in weights.items() if k in network.critic_names()}
+        number, count = writers.index(rank) + 1, len(writers)
+        place = temporary if count == 1 else temporary / f"part-{number}"
+        # transformers writes in rank 0 alone, whatever the others hold
+        network.model.should_save_on_this_rank = lambda is_main_process: True
+        try:
+            network.model.save_pretrained(place, state_dict=policy)
+        finally:
+            del network.model.should_save_on_this_rank
+        if critic:
+            save_file(critic, temporary / _of("critic.safetensors", number, count))
+        torch.save(optimizer, temporary / _of("optimizer.pt", number, count))
+        if count > 1:
+            _one_of(place, number, count, main)
+
+    def end() -> None:
         _in_order(temporary / "adapter_config.json")
         processor.save_pretrained(temporary)
-        own = network.critic_names()
-        critic = {k: v.contiguous().cpu() for k, v in weights.items() if k in own}
-        if critic:
-            save_file(critic, temporary / "critic.safetensors")
-        torch.save(optimizer, temporary / "optimizer.pt")
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+        if len(writers) > 1:
+            _index(temporary)
         # A second chat template lies in a folder of its own.
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         files = {path.relative_to(temporary).as_posix(): _facts(path) for path in written}
@@ -105,15 +138,59 @@ def _write(
                 os.fsync(handle.fileno())
         remove(target)
         os.replace(temporary, target)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    except Exception as error:  # safetensors and tokenizers have error types of their own for a disk that is full
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"the checkpoint {target} cannot be written: {type(error).__name__}: {error}") from error
+
+    try:
+        for act, who in ((begin, main), (part, True), (end, main)):
+            _together(act, who, target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _together(act: Callable[[], Any], mine: bool, target: Path) -> None:
+    """Do something where it is this process's, and fail in all where it failed in one."""
+    error: OSError | None = None
+    if mine:
+        try:
+            act()
+        except OSError as failed:
+            error = failed
+        except Exception as failed:  # safetensors and tokenizers have error types of their own for a disk that is full
+            error = OSError(f"the checkpoint {target} cannot be written: {type(failed).__name__}: {failed}")
+            error.__cause__ = failed
+    said = [text for text in everyone([None if error is None else str(error)]) if text]
+    if error is not None:
+        raise error
+    if said:
+        raise OSError(f"another process cannot write its part of {target}: {said[0]}")
+
+
+def _of(name: str, number: int, count: int) -> str:
+    """The name of one file of several, as transformers has it: model-00001-of-00002.safetensors."""
+    stem, dot, ending = name.rpartition(".")
+    return name if count == 1 else f"{stem}-{number:05d}-of-{count:05d}{dot}{ending}"
+
+
+def _one_of(place: Path, number: int, count: int, rest: bool) -> None:
+    """Move what `save_pretrained` wrote of a part to where all parts are, with the files beside it if `rest`."""
+    for path in place.iterdir():
+        if path.suffix == ".safetensors":
+            os.replace(path, place.parent / _of(path.name, number, count))
+        elif rest:
+            os.replace(path, place.parent / path.name)
+    shutil.rmtree(place)
+
+
+def _index(folder: Path) -> None:
+    """Say which file holds which weight, as `from_pretrained` reads it."""
+    held, size = {}, 0
+    for path in sorted(folder.glob("model-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            held |= dict.fromkeys(file.keys(), path.name)
+        size += path.stat().st_size
+    said = {"metadata": {"total_size": size}, "weight_map": held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(said, indent=2, sort_keys=True))
 
 
 def _in_order(path: Path) -> None:
@@ -197,15 +274,24 @@ def load_critic(path: Path, network: ActorCritic) -> None:
     Raises:
         ValueError: it was saved with another kind of critic.
     """
-    critic_file = path / "critic.safetensors"
-    if critic_file.exists():
-        missing = network.load_state_dict(load_file(critic_file), strict=False).missing_keys
+    if critic := read_critic(path):
+        missing = network.load_state_dict(critic, strict=False).missing_keys
         torn = [name for name in missing if name in network.critic_names()]
         if torn:
-            raise ValueError(f"{critic_file} lacks {torn[0]}: it was saved with another kind of critic")
+            raise ValueError(f"the critic in {path} lacks {torn[0]}: it was saved with another kind of critic")
+
+
+def read_critic(path: Path) -> dict[str, Tensor]:
+    """The critic's own parameters in a checkpoint; none where it has no critic."""
+    return {k: v for file in sorted(path.glob("critic*.safetensors")) for k, v in load_file(file).items()}
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's optimizer state in place. Returns the step after which it was written."""
-    load_optimizer_state(optimizer, torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+    """Put a checkpoint's optimizer state in place, however many processes wrote it. Returns the step after which it was
+    written."""
+    # Mapped, not read: each process takes its part of each tensor.
+    files = sorted(path.glob("optimizer*.pt"))
+    parts = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
+    moments = {number: entry for part in parts for number, entry in part["state"].items()}
+    load_optimizer_state(optimizer, parts[0] | {"state": moments})
     return read_step(path)

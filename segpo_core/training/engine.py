@@ -105,7 +105,7 @@ class Engine:
         """
         if self.sampler.own_scores or version == self.version:
             return
-        weights = self.learner.weights()  # parts of them may lie in other processes
+        weights = self.learner.weights(gathered=True)  # parts of them may lie in other processes
         all_or_none(lambda: self.sampler.sync(lambda folder: self._write(folder, weights), version))
         self.version = version
 

@@ -26,7 +26,6 @@ from segpo_core.policy.agreement import agreement
 from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import find_model, load_processor
-from segpo_core.policy.sharding import optimizer_state
 from segpo_core.record.rows import rollout_rows
 from segpo_core.record.store import (
     Recorder,
@@ -37,10 +36,11 @@ from segpo_core.record.store import (
     read_manifest,
 )
 from segpo_core.sampling.chains import estimate_values
+from segpo_core.sampling.generate import check_continuable
 from segpo_core.sampling.nodes import node_rows
 from segpo_core.sampling.server import EngineError
 from segpo_core.segments import TAGS, role_ids
-from segpo_core.training import agreed, checkpoint, evaluate
+from segpo_core.training import agreed, checkpoint, evaluate, hub
 from segpo_core.training.build import build_network
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
 from segpo_core.training.engine import Engine, reachable
@@ -105,6 +105,9 @@ class Trainer:
         if model is not None:
             self.settings["model_name_or_path"] = str(getattr(model, "name_or_path", "")) or f"<{type(model).__name__}>"
         self._look()
+        self.repository = ""
+        if config.push_to_hub and self.accelerator.is_main_process:
+            self.repository = hub.begin(config.hub_model_id or self.directory.name, config.hub_private_repo)
         self.accelerator.wait_for_everyone()  # no process writes before all have looked
         self._hold()
         start_from = self._look()  # again, now that nobody else can change it
@@ -130,9 +133,15 @@ class Trainer:
                 device=torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else "cpu",
             )
         if config.trackers:
-            self.accelerator.init_trackers("segpo", config={k: str(v) for k, v in self.settings.items()})
+            name = config.run_name or self.directory.name
+            named = {"wandb": {"name": name}, "trackio": {"name": name}}
+            self.accelerator.init_trackers(
+                "segpo", {k: str(v) for k, v in self.settings.items()},
+                {tracker: named[tracker] for tracker in config.trackers if tracker in named},
+            )  # fmt: skip
         self.accelerator.wait_for_everyone()
         self.last: tuple[Rollouts | None, Credit | None] = (None, None)
+        self.measured: dict[str, float] = {}  #: the last evaluation
 
     # --- setting up ---------------------------------------------------------------------------------------------
 
@@ -190,8 +199,12 @@ class Trainer:
             name = config.model_name_or_path if self.given_model is None else self.settings["model_name_or_path"]
             self.processor = load_processor(find_model(name))
         network, reference = build_network(config, self.processor, start_from, self.given_model)
+        if self.method.samples_continuations and config.sampler == "process":
+            check_continuable(network.model)
         self.agreement = agreement(network.model, self.processor)
-        log.info("our passes and the model's own differ by %.1e (head) and %.1e nats (cache)", *self.agreement)
+        log.info(
+            "our passes and the model's own differ by %.1e (head), %.1e (cache), %.1e nats (padding)", *self.agreement
+        )
         self.learner = Learner(config, self.accelerator, network, reference)
         self.network = self.learner.network
         given = self.given_model is not None
@@ -217,6 +230,7 @@ class Trainer:
             "trainable_parameters": trainable,
             "head_difference": self.agreement.head,
             "cache_difference": self.agreement.decoding,
+            "padding_difference": self.agreement.padding,
         }
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -259,6 +273,12 @@ class Trainer:
                 if last or unsaved or due or 0 < 60 * config.save_minutes <= age:
                     unsaved, saved = not self.save(must=last), time.monotonic()  # tried again after the next step
         self.recorder.finish()
+        if config.push_to_hub and self.accelerator.is_main_process:
+            try:
+                newest = checkpoint.latest(self.directory / "checkpoints")
+                log.info("%s is at %s", newest, hub.push(newest, self.repository))
+            except OSError as error:  # what was trained lies here
+                log.error("%s", error)
         if self.world > 1:
             self.learner.let_go()
         self.accelerator.end_training()
@@ -397,7 +417,7 @@ class Trainer:
         config = self.config
         self.engine.sync(self.step)
         kept = evaluate.Kept(config.log_eval_completions, self.step, self.method.name)
-        numbers = evaluate.evaluate(
+        self.measured = evaluate.evaluate(
             self.sampler, self.task, self.processor, self.reward_funcs, config.reward_weights, config.eval_size,
             config.num_generations_eval, shard=(self.rank, self.world), max_prompt_length=config.max_prompt_length,
             everyone=everyone, filter_overlong_prompts=config.filter_overlong_prompts, keep=kept,
@@ -405,7 +425,7 @@ class Trainer:
         )  # fmt: skip
         if kept.rows:
             self.recorder.evaluation(self.step, kept.rows, kept.images)
-        return numbers
+        return dict(self.measured)
 
     # --- housekeeping -------------------------------------------------------------------------------------------
 
@@ -423,24 +443,23 @@ class Trainer:
         Raises:
             OSError: it did not, and it `must`.
         """
-        # parts of both may lie in other processes
-        weights, moments = self.learner.weights(), optimizer_state(self.learner.optimizer)
-        saved = True
-        if self.accelerator.is_main_process:
-            facts = {
-                "method": self.method.name, "seed": self.config.seed, "model": str(self.settings["model_name_or_path"]),
-            }  # fmt: skip
-            try:
-                checkpoint.save(
-                    self.directory / "checkpoints", self.step, self.network, weights, moments, self.processor, facts,
-                    self.config.save_total_limit, checkpoint.WAITS if must else (),
-                )  # fmt: skip
-            except OSError as error:
-                if must:
-                    raise
-                saved = False
+        facts = {
+            "method": self.method.name, "seed": self.config.seed, "model": str(self.settings["model_name_or_path"]),
+        }  # fmt: skip
+        try:
+            checkpoint.save(
+                self.directory / "checkpoints", self.step, self.network, self.learner.weights(), self.learner.moments(),
+                self.processor, facts, self.config.save_total_limit, checkpoint.WAITS if must else (),
+                hub.model_card(self.settings, self.method.title, self.step, self.measured,
+                               hasattr(self.processor, "image_processor")),
+            )  # fmt: skip
+        except OSError as error:
+            if must:
+                raise
+            if self.accelerator.is_main_process:
                 log.warning("step %d: no checkpoint, training goes on and tries again: %s", self.step, error)
-        return all(everyone([saved]))
+            return False
+        return True
 
     def _publish(self, step: int, metrics: dict[str, float]) -> None:
         if self.accelerator.is_main_process:

@@ -7,6 +7,7 @@ step is the same however many processes share it. With a single process nothing 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -28,6 +29,15 @@ _FILL = {"role_ids": -1, "node_ids": -1}
 #: Ways to run that the update knows nothing of.
 UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
+#: What launchers set besides -> values that change nothing, what to do. It would reach the wrapped network, if any.
+ENVIRONMENT = {
+    "ACCELERATE_USE_DEEPSPEED": (("", "false"), "launch with fsdp2.yaml, or use LoRA"),
+    "ACCELERATE_USE_MEGATRON_LM": (("", "false"), "launch with fsdp2.yaml, or use LoRA"),
+    "ACCELERATE_DYNAMO_BACKEND": (("", "no"), "set its dynamo_backend to 'no'; sampling and update are not compiled"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (("", "false"), "launch with ddp.yaml or fsdp2.yaml"),
+    "FSDP_OFFLOAD_PARAMS": (("", "false"), "set fsdp_offload_params to false; use LoRA, or more cards"),
+}
+
 
 def check_launcher(accelerator: Accelerator) -> None:
     """Refuse what a launcher or its environment asks for and only half of a step would follow: sampling does not go
@@ -42,6 +52,9 @@ def check_launcher(accelerator: Accelerator) -> None:
             f"them whole: launch with {shipped('configs/accelerate/ddp.yaml')}, or fsdp2.yaml beside it; for a "
             "large model, use LoRA"
         )
+    for name, (neutral, instead) in ENVIRONMENT.items():
+        if (asked := os.environ.get(name, "")).lower() not in neutral:
+            raise ValueError(f"the launcher sets {name}={asked}, which is not followed here: {instead}")
     if accelerator.mixed_precision != "no":
         raise ValueError(
             f"the launcher asks for mixed precision {accelerator.mixed_precision!r}, which the update would follow and "

@@ -10,6 +10,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -111,14 +112,19 @@ class Learner:
         self.accelerator.free_memory()
         gc.collect()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The network's state as it is learnt: whole tensors, and masters where there are some. Every process must call
-        it."""
-        state = sharding.whole_state(self.network)
+    def weights(self, gathered: bool = False) -> dict[str, Tensor]:
+        """This process's part of the network's state as it is learnt: whole tensors, and masters where there are some.
+        Unless the network is split, or with `gathered`, rank 0's part is all. Every process must call it."""
+        state = sharding.own_state(self.network, gathered)
         if self.masters is not None:
             for name, parameter in self.network.named_parameters(remove_duplicate=False):
-                state[name] = self.masters.of.get(parameter, state[name])
+                if name in state:
+                    state[name] = self.masters.of.get(parameter, state[name])
         return state
+
+    def moments(self) -> dict[str, Any]:
+        """This process's part of the optimizer's state, as `weights`."""
+        return sharding.own_moments(self.network, self.optimizer)
 
     # --- micro-batches --------------------------------------------------------------------------------------------
 

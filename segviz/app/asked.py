@@ -15,6 +15,7 @@ from PIL import Image
 
 import segviz as sv
 from segpo_core.record.store import png_bytes
+from segpo_core.tasks.arithmetic import ArithmeticTask
 from segpo_core.tasks.shapes import Object, Question, ShapesTask, inspect_text
 from segviz.app.studio import Job, Source, Stopped, Studio, interruptible
 from segviz.parts.credit import error_of, reason_of, segment_at
@@ -38,7 +39,7 @@ class Wish:
     """What is asked of which model."""
 
     source: Source
-    picture: Image.Image
+    picture: Image.Image | None  #: None: a language model is asked
     text: str
     temperature: float
     number: int
@@ -48,6 +49,9 @@ class Wish:
     @cached_property
     def example(self) -> dict[str, Any]:
         """As a task gives it, with the answer where it is known."""
+        if self.picture is None:
+            words = [{"role": "user", "content": self.text}]
+            return ArithmeticTask().asked(self.text) or {"prompt": words, "images": [], "id": "playground"}
         prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.text}]}]
         found = {"prompt": prompt, "images": [self.picture], "id": "playground"}
         if self.objects is None or self.question is None:
@@ -74,6 +78,7 @@ class Asked:
         return {
             "source": str(self.wish.source),
             "answer": self.wish.example.get("answer"),
+            "picture": self.wish.picture is not None,
             "temperature": self.wish.temperature,
             "critic": self.has_critic,
             "completions": [_told(rollout) for rollout in self.rollouts],
@@ -128,7 +133,7 @@ def ask(studio: Studio, wish: Wish) -> Callable[[Job], Asked]:
             scored = probe.score_completions(policy, [wish.example] * len(drawn), ids)
             values = [one.values.tolist() for one in scored]
         rows = [_row(wish, n, one, told) for n, (one, told) in enumerate(zip(drawn, values, strict=True))]
-        images = {_sha(wish.picture): png_bytes(wish.picture)}
+        images = {} if wish.picture is None else {_sha(wish.picture): png_bytes(wish.picture)}
         cut = sv.annotate([sv.Rollout(row, images) for row in rows], policy.model, policy.processor)
         return Asked(wish, [_valued(rollout) for rollout in cut], policy.has_critic)
 
@@ -176,9 +181,11 @@ def contrast(studio: Studio, asked: Asked, n: int, corruption: str) -> Callable[
     """Which tokens move when the picture is spoiled, and which part of the picture carries them.
 
     Raises:
-        ValueError: no such completion.
+        ValueError: no such completion, or none about a picture.
     """
     rollout, wish = asked.rollout(n), asked.wish
+    if wish.picture is None:
+        raise ValueError("A language model was asked: there is no picture to spoil.")
     ids = rollout.row["token_ids"]
 
     def work(job: Job) -> Page:
@@ -244,17 +251,18 @@ def _row(wish: Wish, n: int, one: Any, values: list[float] | None) -> dict[str, 
     """Columns of `ROLLOUT_SCHEMA`, as far as they are known; `one` is a `segpo_core.afterwards.probe.Sample`."""
     from segpo_core.record.rows import token_span
 
-    example = wish.example
+    example, prompt = wish.example, wish.example["prompt"]
     row = {
-        "sample": n, "prompt": json.dumps(example["prompt"]), "images": [_sha(wish.picture)],
+        "sample": n, "prompt": json.dumps([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt),
+        "images": [] if wish.picture is None else [_sha(wish.picture)],
         "answer": example.get("answer"), "text": one.text, "token_ids": one.token_ids, "pieces": one.pieces,
         "sampled_logprobs": one.logprobs, "entropy": one.entropy, "values": values, "finished": one.finished,
         "reward": one.reward,
     }  # fmt: skip
     if "answer" not in example or one.reward is None:  # a text that was cut short by a person is not judged
         return row
-    truth = inspect_text(example, one.text)
-    row |= {name: truth[name] for name in ("answer_right", "perception_right", "reasoning_right")}
+    truth = inspect_text(example, one.text) if wish.picture is not None else ArithmeticTask().inspect(example, one.text)
+    row |= {name: truth.get(name) for name in ("answer_right", "perception_right", "reasoning_right")}
     row["truth"] = json.dumps(truth)
     if error := truth["first_error"]:
         start, end = token_span(one.pieces, error["start"], error["end"])

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from segpo_core.policy.corruptions import KINDS as CORRUPTIONS
 from segpo_core.record.store import image_digest, png_bytes
+from segpo_core.tasks.arithmetic import ArithmeticTask
 from segpo_core.tasks.shapes import (
     ATTRIBUTES,
     CELLS,
@@ -32,7 +33,7 @@ from segpo_core.tasks.shapes import (
 from segviz.app.asked import Asked, Wish, ask, contrast, resample
 from segviz.app.kept import Kept
 from segviz.app.shelf import Missing, Shelf
-from segviz.app.studio import Busy, Job, Source, Studio, sources
+from segviz.app.studio import Busy, Job, Source, Studio, checkpoint, sees, sources
 from segviz.app.uploads import EDGE, LARGEST_FILE, body, decode
 from segviz.show.encode import plain_json, tidy
 from segviz.show.view import View
@@ -142,7 +143,10 @@ class Playground:
         if not (run is None and step is None) and not (isinstance(run, str) and type(step) is int):
             raise ValueError("The model must be a run and the step of a checkpoint, or neither.")
         objects, source = None, Source(run, step)
-        if raw.get("picture"):
+        picture: Image.Image | None = None
+        if self._text(source):
+            pass  # a language model, which is asked without a picture
+        elif raw.get("picture"):
             picture = self.picture(raw["picture"])
         else:
             objects = scene(raw.get("scene"))
@@ -198,12 +202,37 @@ class Playground:
             raise Missing("There is nothing to see yet.")
         return result.view(n)
 
+    def _text(self, source: Source) -> bool:
+        """Whether a language model is asked."""
+        try:
+            return not sees(checkpoint(self.shelf, source)[0])
+        except (LookupError, ValueError, OSError):  # it is said when the model is loaded
+            return False
+
+    def problem(self, number: int, run: str | None) -> dict[str, Any]:
+        """A held-out problem: of the sums where a run trained on them, else of the scenes."""
+        if not 0 <= number < 2**31:
+            raise ValueError("number must be 0 or more.")
+        config = self._config(run)
+        if config.get("dataset") == "arithmetic":
+            given = config.get("dataset_args") or {}
+            try:
+                task = ArithmeticTask(**{name: given[name] for name in ("smallest", "largest") if name in given})
+                return {"scene": None, "question": task.eval(number)["prompt"]}
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"The sums of this run cannot be drawn: {error}") from error
+        example = ShapesTask().eval(number)
+        return {"scene": example["scene"]["objects"], "question": Question(**example["scene"]["question"]).text()}
+
+    def _config(self, run: str | None) -> Mapping[str, Any]:
+        try:
+            return self.shelf.open(run).config if run is not None else {}
+        except (LookupError, ValueError, OSError):  # it is said when the model is loaded
+            return {}
+
     def _size(self, run: str | None) -> int:
         """Pixels of a scene as the run's own task draws it."""
-        try:
-            config = self.shelf.open(run).config if run is not None else {}
-        except (LookupError, ValueError, OSError):  # it is said when the model is loaded
-            return SCENE
+        config = self._config(run)
         size = (config.get("dataset_args") or {}).get("image_size") if config.get("dataset") == "shapes" else None
         return size if isinstance(size, int) and 24 <= size <= EDGE else SCENE
 
@@ -243,8 +272,8 @@ def routes(
         return answer(play.choices)
 
     @app.get("/segpo/api/play/problem")
-    def problem(number: int = 0) -> Response:
-        return answer(lambda: _problem(number))
+    def problem(number: int = 0, run: str | None = None) -> Response:
+        return answer(lambda: play.problem(number, run))
 
     @app.get("/segpo/api/play/scene.png")
     def drawn(request: Request) -> Response:
@@ -295,14 +324,6 @@ def routes(
 def tab() -> None:
     """The tab; it draws itself (see static/playground.js)."""
     gr.HTML("<segpo-playground></segpo-playground>", elem_classes="bare")
-
-
-def _problem(number: int) -> dict[str, Any]:
-    """A held-out problem of the task: scene, question."""
-    if not 0 <= number < 2**31:
-        raise ValueError("number must be 0 or more.")
-    example = ShapesTask().eval(number)
-    return {"scene": example["scene"]["objects"], "question": Question(**example["scene"]["question"]).text()}
 
 
 def _png(image: Image.Image) -> Response:

@@ -225,6 +225,7 @@ def load(path: Path, root: Path | None, source: Source) -> Policy:
     from transformers.utils import logging as transformers_logging
 
     from segpo_core.afterwards.trained import Policy
+    from segpo_core.tasks.arithmetic import sum_reward
     from segpo_core.tasks.rewards import answer_reward
 
     torch.set_num_threads(1)
@@ -232,7 +233,7 @@ def load(path: Path, root: Path | None, source: Source) -> Policy:
     if root is not None:
         _own_base(path, root, source)
     try:
-        policy = Policy.load(path, reward_funcs=[answer_reward])
+        policy = Policy.load(path, reward_funcs=[answer_reward if sees(path) else sum_reward])
     except FileNotFoundError as error:
         raise Missing(f"{source}: a file of the checkpoint is not there (any more): {tidy(str(error))}") from error
     except Exception as error:  # torn weights, an unknown architecture, settings of another version
@@ -261,17 +262,24 @@ def interruptible(policy: Policy, job: Job) -> Iterator[None]:
 
 
 def sources(shelf: Shelf) -> list[dict[str, Any]]:
-    """Models to choose from, those of the run that changed last first: {run, step, label}."""
+    """Models to choose from, those of the run that changed last first: {run, step, label, text}; `text`: a language
+    model, which is asked without a picture."""
     places = shelf.places()
     found = [
-        {"run": run["name"], "step": step, "label": f"{run['name']} · {run['label'] or 'run'} · step {step}"}
+        {"run": run["name"], "step": step, "label": f"{run['name']} · {run['label'] or 'run'} · step {step}",
+         "text": not sees(path)}
         for run in shelf.described()
         if run["name"] in places
-        for step, _ in reversed(checkpoints(places[run["name"]]))
-    ]
+        for step, path in reversed(checkpoints(places[run["name"]]))
+    ]  # fmt: skip
     if (EMBEDDED / "config.json").is_file():
-        found.append({"run": None, "step": None, "label": "tiny-vlm · before any training"})
+        found.append({"run": None, "step": None, "label": "tiny-vlm · before any training", "text": False})
     return found
+
+
+def sees(path: Path) -> bool:
+    """Whether the model of a checkpoint takes pictures: then its processor is there, and not only a tokenizer."""
+    return any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
 
 
 def checkpoints(place: Place) -> list[tuple[int, Path]]:
@@ -307,17 +315,21 @@ def checkpoint(shelf: Shelf, source: Source) -> tuple[Path, Path | None]:
 
 
 def _own_base(path: Path, root: Path, source: Source) -> None:
-    """Of an adapter: its base model must lie in the directory that was given too, or be the embedded one.
+    """Of an adapter: its base model must lie in the directory that was given too, or be the embedded one, or that of
+    an installed package (as of the demo's language model), which only holds what whoever installed it put there.
 
     Raises:
         Missing: it lies elsewhere; SchemaError: run.json cannot be read.
     """
+    from segpo_core.policy.gguf import PACKAGE
     from segpo_core.policy.load import find_model
 
     config = read_manifest(path.parent.parent).get("config") or {}
     if config.get("use_peft"):
-        base = Path(find_model(str(config.get("model_name_or_path"))))
-        if not (base.is_dir() and (inside(base, root) or base.resolve() == EMBEDDED.resolve())):
+        name = str(config.get("model_name_or_path"))
+        base = Path(find_model(name))
+        here = base.is_dir() and (inside(base, root) or base.resolve() == EMBEDDED.resolve())
+        if not here and not name.startswith(PACKAGE):
             raise Missing(
                 f"{source} is an adapter of {tidy(str(base))}, which lies outside the directories that this app may "
                 "read; start the app with a directory that holds both."

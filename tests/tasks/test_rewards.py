@@ -316,6 +316,20 @@ def test_a_module_of_the_current_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "in_this_folder")
 
 
+def test_async_functions_run_side_by_side() -> None:
+    arrived = []
+
+    async def meets(prompts, completions, **columns):
+        arrived.append(1)
+        async with asyncio.timeout(30):  # of two that ran one after the other, the first would wait in vain
+            while len(arrived) < 2:
+                await asyncio.sleep(0.01)
+        return [1.0] * len(completions)
+
+    total, parts = run_rewards([meets, meets], None, ["p"], ["c"], {})
+    assert total == [2.0] and list(parts) == ["meets", "meets_2"]
+
+
 def test_an_async_function_within_a_running_loop() -> None:
     async def slow(prompts, completions, **columns):
         await asyncio.sleep(0)

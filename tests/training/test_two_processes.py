@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from segpo_core.algos import GRPO
 from segpo_core.cli import main
+from segpo_core.config import from_dict
 from segpo_core.record import store
 from segpo_core.training import checkpoint, loop
 from tests.fakes import families
@@ -68,6 +69,20 @@ def metrics(run: Path) -> dict[tuple[int, str], float]:
     return {(r["step"], r["name"]): r["value"] for r in rows if not r["name"].startswith(own)}
 
 
+#: Kinds of files with tensors in a checkpoint.
+KINDS = ("model", "adapter_model", "critic")
+
+
+def tensors(path: Path, kind: str) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of a kind, in however many files."""
+    return {k: v for file in path.glob(f"{kind}*.safetensors") for k, v in load_file(file).items()}
+
+
+def moments(path: Path) -> dict[tuple[int, str], torch.Tensor]:
+    parts = [torch.load(file, weights_only=True)["state"] for file in path.glob("optimizer*.pt")]
+    return {(n, k): v for part in parts for n, entry in part.items() for k, v in entry.items()}
+
+
 def same(one: Path, two: Path) -> None:
     """The same rollouts, numbers and weights."""
     names = ["step", "group", "sample", "token_ids", "example_id", "reward", "segment_ids", "loss_mask", "advantages"]
@@ -90,9 +105,8 @@ def same(one: Path, two: Path) -> None:
     for key, value in theirs.items():
         assert mine[key] == pytest.approx(value, abs=1e-5, rel=1e-4, nan_ok=True), key
     last = [checkpoint.latest(run / "checkpoints") for run in (one, two)]
-    files = [path.name for path in last[0].glob("*.safetensors")]
-    for file in files:
-        a, b = (load_file(path / file) for path in last)
+    for kind in KINDS:
+        a, b = (tensors(path, kind) for path in last)
         assert a.keys() == b.keys()
         for name, value in a.items():
             if not name.endswith("k_proj.bias"):  # moves no softmax: its gradient is rounding, which Adam blows up
@@ -122,10 +136,27 @@ def test_two_processes_go_on_from_a_checkpoint(llava, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sapo --critic-learning-rate 1e-3", "grpo --use-peft"])
 def test_split_gradients_and_moments_change_nothing(llava, tmp_path, method):
-    """FSDP2, over a checkpoint, with two micro-batches an update: what one process does with all of it."""
+    """FSDP2, over checkpoints, with two micro-batches an update: what one process does with all of it. Two processes
+    write a checkpoint in parts, one goes on from it and writes it whole, and two go on from that."""
     size = ["--method", *method.split(), "--gradient-accumulation-steps", "2"]
     parts = ["--per-device-train-batch-size", "2"]
     run(llava, tmp_path / "two", 2, *size, *parts, "--max-steps", "1", ACCELERATE_USE_FSDP="true")
+    saved = checkpoint.latest(tmp_path / "two" / "checkpoints")
+    before = [tensors(saved, kind) for kind in KINDS] + [moments(saved)]
+    files = {path.name for path in saved.iterdir()}
+    if "--use-peft" not in method:  # an adapter is small, and one process writes it
+        assert {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
+                "optimizer-00001-of-00002.pt", "optimizer-00002-of-00002.pt"} <= files  # fmt: skip
+        sizes = [sum(v.numel() for v in load_file(f).values()) for f in sorted(saved.glob("model-*"))]
+        assert max(sizes) < 0.8 * sum(sizes), "each process holds its part only"
+    config = from_dict(store.read_manifest(tmp_path / "two")["config"] | {"resume": True})
+    alone = loop.Trainer(config)
+    assert alone.step == 1 and alone.save()
+    alone.hold.release()
+    after = [tensors(saved, kind) for kind in KINDS] + [moments(saved)]
+    assert {path.name for path in saved.iterdir()} & {"model.safetensors", "adapter_model.safetensors"}
+    for mine, theirs in zip(before, after, strict=True):
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
     run(llava, tmp_path / "two", 2, *size, *parts, "--max-steps", "2", "--resume", ACCELERATE_USE_FSDP="true")
     run(llava, tmp_path / "one", 1, *size, "--per-device-train-batch-size", "4", "--max-steps", "2")
     same(tmp_path / "one", tmp_path / "two")
@@ -139,7 +170,7 @@ def test_bfloat16_learns_in_two_processes(llava, tmp_path, fsdp):
     size += ["--gradient-accumulation-steps", "2", "--learning-rate", "1e-6"]
     run(llava, tmp_path / "run", 2, *size, "--max-steps", "1", ACCELERATE_USE_FSDP=fsdp)
     run(llava, tmp_path / "run", 2, *size, "--max-steps", "2", "--resume", ACCELERATE_USE_FSDP=fsdp)
-    first, last = (load_file(p / "model.safetensors") for p in checkpoint.listed(tmp_path / "run" / "checkpoints"))
+    first, last = (tensors(p, "model") for p in checkpoint.listed(tmp_path / "run" / "checkpoints"))
     assert {value.dtype for value in last.values()} == {torch.float32}
     moved = torch.cat([(last[name] != first[name]).flatten() for name in first])
     assert float(moved.float().mean()) > 0.5
@@ -168,7 +199,9 @@ def test_ways_to_run_that_the_update_does_not_know_are_refused(llava, tmp_path, 
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [("ACCELERATE_MIXED_PRECISION", "bf16", "mixed precision 'bf16'.*--dtype bfloat16"),
-     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "4 accumulated passes.*--gradient-accumulation-steps")],
+     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "4 accumulated passes.*--gradient-accumulation-steps"),
+     ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "sets ACCELERATE_DYNAMO_BACKEND=INDUCTOR, which is not followed"),
+     ("FSDP_OFFLOAD_PARAMS", "true", "sets FSDP_OFFLOAD_PARAMS=true, which is not followed here.*LoRA")],
 )  # fmt: skip
 def test_what_a_launcher_sets_is_not_followed_by_half(llava, tmp_path, monkeypatch, variable, value, words):
     AcceleratorState._reset_state(reset_partial_state=True)

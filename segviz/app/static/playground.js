@@ -22,6 +22,18 @@ class PlaygroundPanel extends Panel {
     if (!options.length) options.push(h("option", { value: "" }, "no checkpoint yet"));
     this.source.replaceChildren(...options);
     if (options.some((el) => el.value === chosen)) this.source.value = chosen;
+    this.models = new Map(data.sources.map((one) => [JSON.stringify([one.run, one.step]), one]));
+    this.fit();
+  }
+
+  /** A language model is asked without a picture. */
+  fit() {
+    const text = Boolean(this.models.get(this.source.value)?.text);
+    if (text === this.text) return;
+    this.seen.hidden = this.preset.parentElement.hidden = text;
+    this.another.hidden = !text;
+    this.text = text;
+    this.problem(7);
   }
 
   // what is asked
@@ -29,7 +41,9 @@ class PlaygroundPanel extends Panel {
   layout(data) {
     this.limits = data;
     const field = (label, el, cls) => h("label", { class: cls }, h("span", {}, label), el);
-    this.source = h("select", { name: "source" });
+    this.source = h("select", { name: "source", onchange: () => this.fit() });
+    this.models = new Map();
+    this.another = button("Another problem", () => this.problem(), { hidden: true });
     this.editor = new SceneEditor(data);
     this.uploaded = null;
     this.file = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", "aria-label": "Picture to upload", onchange: () => this.upload(this.file.files[0]) });
@@ -46,18 +60,17 @@ class PlaygroundPanel extends Panel {
     this.go = h("button", { type: "submit", class: "button primary" }, "Ask");
     this.form = h("form", { class: "asking filters", "aria-label": "What to ask", onsubmit: (event) => { event.preventDefault(); this.ask(); } },
       field("Model", this.source, "whole"),
-      h("div", { class: "half" }, h("div", { class: "modes", role: "group", "aria-label": "Picture" }, modes), this.drawing, this.uploading),
+      this.seen = h("div", { class: "half" }, h("div", { class: "modes", role: "group", "aria-label": "Picture" }, modes), this.drawing, this.uploading),
       h("div", { class: "half filters" }, field("Question of the task", this.preset, "whole"), field("Question", this.question, "whole"),
-        field("Temperature", this.temperature, "short"), field("Completions", this.count, "short"), this.go));
+        field("Temperature", this.temperature, "short"), field("Completions", this.count, "short"), this.go, this.another));
     this.status = h("span", { role: "status" });
     this.bar = h("progress", { max: 1, hidden: true, "aria-label": "Progress" });
     this.cancel = button("Cancel", () => this.stop(), { class: "button stop", hidden: true });
     this.trouble = h("div", {});
-    this.results = h("div", { class: "results" }, empty("Nothing asked yet", "Draw a scene or upload a picture, choose a question, and press Ask. The first question takes some seconds: the model is loaded then."));
+    this.results = h("div", { class: "results" }, empty("Nothing asked yet", "Choose a model and a question, and press Ask. The first question takes some seconds: the model is loaded then."));
     this.stage.replaceChildren(h("div", { class: "play" }, this.form,
       h("section", { "aria-label": "Answers" }, h("div", { class: "toolbar working" }, this.status, this.bar, this.cancel), this.trouble, this.results)));
     this.mode("draw");
-    this.problem(7);
   }
 
   mode(mode) {
@@ -69,8 +82,9 @@ class PlaygroundPanel extends Panel {
 
   async problem(number = Math.floor(Math.random() * 1e6)) {
     try {
-      const { scene, question } = await ask(`/segpo/api/play/problem?number=${number}`);
-      this.editor.objects = scene;
+      const [run] = JSON.parse(this.source.value || "[null]"), of = run === null ? "" : `&run=${encodeURIComponent(run)}`;
+      const { scene, question } = await ask(`/segpo/api/play/problem?number=${number}${of}`);
+      if (scene) this.editor.objects = scene;
       this.question.value = question;
       this.matched();
     } catch (error) { this.fail(error); }
@@ -96,9 +110,9 @@ class PlaygroundPanel extends Panel {
 
   ask() {
     if (!this.source.value) return this.fail(new Error("There is no checkpoint to ask; train a run with save_steps above 0."));
-    if (this.uses === "upload" && !this.uploaded) return this.fail(new Error("No picture is uploaded yet; choose a file, or draw a scene."));
+    if (!this.text && this.uses === "upload" && !this.uploaded) return this.fail(new Error("No picture is uploaded yet; choose a file, or draw a scene."));
     const [run, step] = JSON.parse(this.source.value);
-    const picture = this.uses === "upload" ? { picture: this.uploaded } : { scene: this.editor.objects };
+    const picture = this.text ? {} : this.uses === "upload" ? { picture: this.uploaded } : { scene: this.editor.objects };
     return this.work("ask", { run, step, question: this.question.value, temperature: Number(this.temperature.value), number: Number(this.count.value), ...picture }, (job) => this.answers(job));
   }
 
@@ -177,7 +191,7 @@ class PlaygroundPanel extends Panel {
         h("form", { class: "probe", "aria-label": "Write on", onsubmit: (event) => { event.preventDefault(); this.resample(); } }, h("h3", {}, "Write on from here"),
           h("p", { class: "quiet" }, "Press a token above to choose its segment; ", h("kbd", {}, "Enter"), " on it begins."),
           h("div", { class: "line" }, this.segment, this.where, this.draws, h("button", { type: "submit", class: "button" }, "Write on"))),
-        h("form", { class: "probe", "aria-label": "Spoil the picture", onsubmit: (event) => { event.preventDefault(); this.corrupt(); } }, h("h3", {}, "Spoil the picture"),
+        result.picture === false ? null : h("form", { class: "probe", "aria-label": "Spoil the picture", onsubmit: (event) => { event.preventDefault(); this.corrupt(); } }, h("h3", {}, "Spoil the picture"),
           h("p", { class: "quiet" }, "Which tokens become less likely when the model cannot see?"),
           h("div", { class: "line" }, this.spoil, h("button", { type: "submit", class: "button" }, "See which move")))),
       this.after);
