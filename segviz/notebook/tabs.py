@@ -1,4 +1,5 @@
-"""Tabs with every view that says something of one rollout, each made when it is first looked at."""
+"""Tabs with every view that says something of one rollout, or of its run's answers over training, each made when it is
+first looked at."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from segviz.show.view import View
 from segviz.show.widget import ViewWidget
 from segviz.views.compare import compare
 from segviz.views.groups import group
+from segviz.views.over_training import over_training
 from segviz.views.ribbon import ribbon
 from segviz.views.roles import roles
 from segviz.views.staircase import staircase, states_of
@@ -59,6 +61,7 @@ TABS = (
         lambda run, rollout: compare(run.credits(*_ids(rollout))),
     ),
     Tab("Roles", lambda run, rollout: any(rollout.column("role_ids") or []), lambda run, rollout: roles(rollout)),
+    Tab("Over training", lambda run, rollout: bool(run.eval_steps), lambda run, rollout: over_training(run)),
 )
 
 

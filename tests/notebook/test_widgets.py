@@ -269,6 +269,9 @@ def test_only_views_that_say_something_of_the_rollout_are_offered(tmp_path):
     recorder.nodes(1, [dict.fromkeys(("step", "group", "node", "start", "end"), 1) | {"sample": 0, "parent": -1}])
     explorer.read(1, 0, 0)
     assert "Tree" in explorer._tabs.titles
+    recorder.evaluation(0, [row(0, 0, 0, text="<think> b </think>")], {})
+    explorer.read(1, 1, 0)
+    assert explorer._tabs.titles[-1] == "Over training"
 
 
 def test_several_runs_can_be_chosen_from(path, tmp_path):
