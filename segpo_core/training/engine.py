@@ -3,6 +3,7 @@ up to date, and ended."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -202,6 +203,7 @@ class Engine:
             self.process = subprocess.Popen(
                 words, stdout=sink, stderr=sink, start_new_session=True, env=SETTINGS | dict(os.environ)
             )
+        atexit.register(self.close)  # of a run that is made and never run
         server, until = Server(f"http://127.0.0.1:{port}", 10), time.monotonic() + config.vllm_server_timeout
         while not server.answers():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -231,6 +233,7 @@ class Engine:
                 self.process.kill()
                 self.process.wait()
             self.process = None
+            atexit.unregister(self.close)
         if self.rank == 0:
             rmtree(self.folder, ignore_errors=True)
 
