@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import re
-import secrets
 
 from fastapi import HTTPException
 from fastapi.responses import PlainTextResponse, Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from segviz.app.door import BODY, Door
 from segviz.app.uploads import LARGEST_FILE
 
 HERE = ("127.0.0.1", "localhost", "[::1]")
@@ -30,14 +28,13 @@ CLOSED = re.compile(
 )
 LARGEST_BODY = 2**18  #: bytes; settings and questions are far smaller. A picture may be larger, see uploads.py.
 PICTURE = "/segpo/api/play/picture"
-SLOW = 0.5  #: seconds that a wrong password costs
 
 
 class Guard:
     """ASGI around everything: the password, who is asked as whom, how much is read, and what answers may do."""
 
     def __init__(self, app: ASGIApp, auth: tuple[str, str] | None, shared: bool):
-        self.app, self.auth, self.shared = app, auth, shared
+        self.app, self.door, self.shared = app, Door(auth) if auth else None, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -45,16 +42,18 @@ class Guard:
             return
         headers, path = Headers(scope=scope), scope.get("path", "")
         refusal = self.refusal(headers, path, scope.get("scheme", "http"))
-        if refusal is not None:
-            if refusal.status_code == 401 and "authorization" in headers:
-                await asyncio.sleep(SLOW)
-            await refusal(scope, receive, send)
-            return
-        most, read = LARGEST_FILE if path == PICTURE else LARGEST_BODY, 0
+        most, read, more = LARGEST_FILE if path == PICTURE else LARGEST_BODY, 0, True
+        until: float | None = None
 
         async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, more, until
+            until = until or asyncio.get_running_loop().time() + BODY
+            try:
+                async with asyncio.timeout_at(until if more else None):  # after the body comes the end, much later
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "What was sent took too long to come.") from None
+            more = bool(message.get("more_body"))
             read += len(message.get("body") or b"")
             if read > most + 1:  # the routes that take a file say it in their own words
                 raise HTTPException(413, "That is more than this app takes.")
@@ -73,6 +72,14 @@ class Guard:
                         message["headers"].append((name, value))
             await send(message)
 
+        if refusal is None and self.door is not None:
+            try:
+                refusal = await self.door.refusal(scope, headers, bounded)
+            except HTTPException as error:
+                refusal = PlainTextResponse(str(error.detail), error.status_code)
+        if refusal is not None:
+            await refusal(scope, receive, answer)
+            return
         await self.app(scope, bounded, answer)
 
     def refusal(self, headers: Headers, path: str, scheme: str) -> Response | None:
@@ -84,22 +91,9 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin != f"{scheme.replace('ws', 'http')}://{host}":
             return PlainTextResponse("Another web site asked for this in your name; refused.", 403)
-        if self.auth is not None and not self._let_in(headers.get("authorization", "")):
-            return PlainTextResponse(
-                "Name and password, please.", 401, {"WWW-Authenticate": 'Basic realm="SegPO", charset="UTF-8"'}
-            )
         if "\0" in path or CLOSED.match(path):
             return PlainTextResponse("There is no such page.", 404)
         told = headers.get("content-length", "0")
         if path != PICTURE and (not told.isdecimal() or int(told[:20]) > LARGEST_BODY):
             return PlainTextResponse("That is more than this app takes.", 413)
         return None
-
-    def _let_in(self, said: str) -> bool:
-        kind, _, rest = said.partition(" ")
-        try:
-            given = base64.b64decode(rest, validate=True)
-        except (binascii.Error, ValueError):
-            return False
-        wanted = ":".join(self.auth or ()).encode()
-        return kind.lower() == "basic" and secrets.compare_digest(given, wanted)

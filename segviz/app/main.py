@@ -20,6 +20,7 @@ import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 
 from segviz.app import compare, inspecting, live, look, playground, rollouts, start  # noqa: E402
+from segviz.app.door import Impatient  # noqa: E402
 from segviz.app.server import Desk, serve  # noqa: E402
 
 PORT = 7860
@@ -77,7 +78,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Desk(args.runs) as desk:
         app = serve(desk, page(desk), auth=auth, shared=args.share, theme=look.theme(), css=look.css())
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+        how = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 1, "http": Impatient}
+        server = uvicorn.Server(uvicorn.Config(app, **how))
         print(f"SegPO app at {url} (Ctrl-C ends it; it only reads {', '.join(args.runs)})", file=sys.stderr, flush=True)
         if args.open:
             webbrowser.open(url)
