@@ -255,3 +255,13 @@ def test_the_wheel_carries_what_the_demo_needs(installed: Path, tmp_path: Path) 
     run_installed(installed, tmp_path, "demo", "--no-app", "--alone", *small)
     assert {path.name for path in (tmp_path / "runs").glob("*.html")} or list((tmp_path / "runs/demo").glob("*.html"))
     assert (tmp_path / "runs/mine/checkpoints/step-000001/config.json").is_file()
+
+
+def test_the_lock_and_the_list_of_licences_are_of_the_pinned_versions() -> None:
+    """Made by docs/make_dependencies.py, which says how."""
+    lock = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([^#=\s]+)==(\S+) --hash=sha256:[0-9a-f]{64}$", lock, re.M))
+    assert {canonicalize_name(name): version for name, version in locked.items()} == pins()
+    table = (ROOT / "docs" / "dependencies.md").read_text()
+    listed = dict(re.findall(r"^\| (\S+) \| (\d\S*) \| .+ \|$", table, re.M))
+    assert {canonicalize_name(name): version for name, version in listed.items()} == pins()
