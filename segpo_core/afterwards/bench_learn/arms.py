@@ -17,8 +17,8 @@ from segpo_core.config import TrainConfig, from_dict, load_yaml
 RATES = (2e-4, 4e-4)
 RATE, TEXT_RATE = RATES[0], 1e-4
 SEEDS = (0, 1, 2, 3, 4)
-#: Sums are dear.
-TEXT_SEEDS = (0, 1, 2)
+#: What no paper's claim rests on, and sums, which are dear.
+FEWER_SEEDS = (0, 1, 2)
 EVAL_SIZE = 128
 
 
@@ -129,5 +129,5 @@ def plan() -> Iterator[Job]:
     yield from jobs(METHODS | ABLATIONS, SEEDS)
     for rate in RATES[1:]:
         yield from jobs(METHODS, SEEDS, rate)
-    yield from jobs(FURTHER, SEEDS)
-    yield from jobs(TEXT, TEXT_SEEDS, TEXT_RATE)
+    yield from jobs(FURTHER, FEWER_SEEDS)
+    yield from jobs(TEXT, FEWER_SEEDS, TEXT_RATE)
