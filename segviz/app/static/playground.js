@@ -84,6 +84,11 @@ class PlaygroundPanel extends Panel {
     try {
       const [run] = JSON.parse(this.source.value || "[null]"), of = run === null ? "" : `&run=${encodeURIComponent(run)}`;
       const { scene, question } = await ask(`/segpo/api/play/problem?number=${number}${of}`);
+      if (this.text && scene) {  // a language model that was not trained on sums: no problems are known
+        this.another.hidden = true;
+        this.question.value = "";
+        return;
+      }
       if (scene) this.editor.objects = scene;
       this.question.value = question;
       this.matched();
