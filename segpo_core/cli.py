@@ -188,7 +188,7 @@ def _demo(argv: list[str]) -> int:
     from segpo_core.training.beside import Companion
 
     if find_spec("plotly") is None:
-        raise ImportError("the demo ends in a report, and its views are not installed: pip install 'segpo[views]'")
+        raise ImportError("the demo shows what it trains, and its views are not installed: pip install 'segpo[views]'")
     own = [flag for flag in argv if flag not in ("--no-app", "--alone", "--text")]
     show = "--no-app" not in argv and sys.stdout.isatty()
     text = "--text" in argv
