@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from segviz.views.roles import roles
     from segviz.views.staircase import staircase
     from segviz.views.tree import tree
+    from segviz.views.versus import versus
 
 try:
     __version__ = version("segpo")
@@ -87,6 +88,7 @@ _DOOR = {
     "segviz.views.roles": ("roles",),
     "segviz.views.staircase": ("staircase",),
     "segviz.views.tree": ("tree",),
+    "segviz.views.versus": ("versus",),
 }
 _HOME = {name: module for module, names in _DOOR.items() for name in names}
 
@@ -94,7 +96,7 @@ __all__ = [
     "Rollout", "Run", "SchemaError", "View",
     "annotate", "audit", "board", "boundaries", "compare", "counterfactual", "explore", "follow", "forensics",
     "group", "lift", "open", "over_training",
-    "read_trl", "read_verl", "report", "ribbon", "rightness", "roles", "staircase", "together", "tree",
+    "read_trl", "read_verl", "report", "ribbon", "rightness", "roles", "staircase", "together", "tree", "versus",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from segviz.app.shelf import Shelf
 from segviz.show.encode import tidy
 
 PROMPTS = 100  #: prompts in one list
+QUESTION = 300  #: characters of a question in it
 OCCURRENCES = 1000  #: completions of one prompt
 
 
@@ -20,18 +21,20 @@ def prompts(shelf: Shelf, index: Index, names: Sequence[str], search: str = "") 
 
     Args:
         names: one run, or several: then the prompts that all of them saw.
-        search: part of the example's id.
+        search: part of the question or of the example's id.
 
     Returns:
-        prompts: [{example, runs: [{run, steps: [first, last], times, count, right, reward}]}], `right` null where no
-            answer was judged. total: how many there are. filling: whether the index is still being read.
+        prompts: [{example, question, picture: [run, sha256] of its first one or null, runs: [{run, steps: [first,
+            last], times, count, right, reward}]}], `right` null where no answer was judged.
+        total: how many there are. filling: whether the index is still being read.
 
     Raises:
         Missing: a run that is not there.
     """
     places = [shelf.place(name) for name in dict.fromkeys(names)]
     runs = {index.refresh(place).number: place.name for place in places}
-    where = "run IN (SELECT unnest(?)) AND example_id IS NOT NULL AND contains(lower(example_id), lower(?))"
+    fits = "contains(lower(example_id), lower(?)) OR contains(lower(question), lower(?))"
+    where = f"run IN (SELECT unnest(?)) AND example_id IS NOT NULL AND ({fits})"
     having = f"HAVING count(DISTINCT run) = {len(runs):d}" if len(runs) > 1 else ""
     by = "difference DESC NULLS LAST" if len(runs) > 1 else "times DESC"
     with index.cursor() as db:
@@ -40,7 +43,7 @@ def prompts(shelf: Shelf, index: Index, names: Sequence[str], search: str = "") 
             f"count(DISTINCT step) AS times FROM rollouts WHERE {where} GROUP BY ALL) "
             f"SELECT example_id, max(mean) - min(mean) AS difference, sum(times) AS times, count(*) OVER () AS total "
             f"FROM each GROUP BY example_id {having} ORDER BY {by}, example_id LIMIT {PROMPTS:d}",
-            [list(runs), search],
+            [list(runs), search, search],
         ).fetchall()
         stats = db.execute(
             "SELECT example_id, run, min(step), max(step), count(DISTINCT step), count(*), "
@@ -48,6 +51,18 @@ def prompts(shelf: Shelf, index: Index, names: Sequence[str], search: str = "") 
             "WHERE run IN (SELECT unnest(?)) AND example_id IN (SELECT unnest(?)) GROUP BY ALL",
             [list(runs), [row[0] for row in chosen]],
         ).fetchall()
+        asked = db.execute(
+            "SELECT example_id, any_value(question), arg_min(run, step), arg_min(picture, step) FROM rollouts "
+            "WHERE run IN (SELECT unnest(?)) AND example_id IN (SELECT unnest(?)) GROUP BY 1",
+            [list(runs), [row[0] for row in chosen]],
+        ).fetchall()
+    about = {
+        example: {
+            "question": (words or "")[:QUESTION],
+            "picture": [tidy(runs[run]), sha] if sha and run in runs else None,
+        }
+        for example, words, run, sha in asked
+    }
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for example, run, first, last, times, count, right, reward in stats:
         found.setdefault(example, {})[run] = {
@@ -56,7 +71,8 @@ def prompts(shelf: Shelf, index: Index, names: Sequence[str], search: str = "") 
         }  # fmt: skip
     return {
         "prompts": [
-            {"example": row[0], "runs": [found[row[0]][run] for run in runs if run in found[row[0]]]} for row in chosen
+            {"example": row[0], **about[row[0]], "runs": [found[row[0]][run] for run in runs if run in found[row[0]]]}
+            for row in chosen
         ],
         "total": chosen[0][3] if chosen else 0,
         "filling": any(index.refresh(place).todo for place in places),

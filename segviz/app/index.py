@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 READ = (
     "step group sample method example_id reward finished answer_right perception_right reasoning_right error_kind "
-    "segment_end segment_advantage text prompt columns truth"
+    "segment_end segment_advantage text prompt columns truth images"
 ).split()
 _SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in READ])
 
@@ -43,7 +43,7 @@ CREATE TABLE rollouts (
   run INTEGER, file INTEGER, step INTEGER, "group" INTEGER, sample INTEGER, method VARCHAR, example_id VARCHAR,
   reward FLOAT, finished BOOLEAN, answer_right BOOLEAN, perception_right BOOLEAN, reasoning_right BOOLEAN,
   error_kind VARCHAR, tokens INTEGER, segments INTEGER, lowest FLOAT, highest FLOAT, spread FLOAT, text VARCHAR,
-  question VARCHAR, kind VARCHAR, wrong VARCHAR)
+  question VARCHAR, kind VARCHAR, wrong VARCHAR, picture VARCHAR)
 """
 WORD = 60  #: characters of a kind of question, and of the first wrong words
 TEXT = 4000  #: characters of a completion that are searched: a million long ones would fill the disk a second time
@@ -53,7 +53,7 @@ _INSERT = f"""
 INSERT INTO rollouts
 SELECT run, file, step, "group", sample, method, example_id, reward, finished, answer_right, perception_right,
   reasoning_right, error_kind, segment_end[-1], len(segment_end), list_min(credit), list_max(credit),
-  list_max(credit) - list_min(credit), left(text, {TEXT}), left(question, {TEXT}), kind, wrong
+  list_max(credit) - list_min(credit), left(text, {TEXT}), left(question, {TEXT}), kind, wrong, images[1]
 FROM (SELECT *, list_filter(segment_advantage, lambda x: isfinite(x)) AS credit FROM batch)
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import segviz as sv
 from segviz.app.shelf import Missing, Shelf, inside
 from segviz.parts.heading import where
@@ -65,3 +67,20 @@ def methods_page(shelf: Shelf, name: str, step: int, group: int, sample: int) ->
     """One rollout under every method whose credit is known. Raises as `rollout_page`."""
     run = shelf.open(name)
     return sv.compare(run.credits(step, group, sample))
+
+
+def versus_page(shelf: Shelf, first: str, second: str) -> View:
+    """Two rollouts beside each other, each as run/step/group/sample.
+
+    Raises:
+        Missing: a name that is none; else as `rollout_page`.
+    """
+    found, names = [], []
+    for said in (first, second):
+        name, *ids = said.rsplit("/", 3)
+        if len(ids) != 3 or not all(re.fullmatch(r"\d{1,9}", one) for one in ids):
+            raise Missing("A rollout is named as run/step/group/sample.")
+        run = shelf.open(name)
+        found.append(run.rollout(*map(int, ids)))
+        names.append(run.name)
+    return sv.versus(*found, names=(f"A: {names[0]}", f"B: {names[1]}"))

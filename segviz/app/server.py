@@ -219,6 +219,10 @@ def _pages(app: FastAPI, desk: Desk) -> None:
     def over_training(run: str, theme: str = "") -> Response:
         return _framed(lambda: pages.over_training_page(desk.shelf, run), theme)
 
+    @app.get("/versus")
+    def versus(a: str = "", b: str = "", theme: str = "") -> Response:
+        return _framed(lambda: pages.versus_page(desk.shelf, a, b), theme)
+
     @app.get("/view/{run}/{kind}/{step}/{group}/{sample}")
     def view(
         run: str, kind: str, step: str, group: str, sample: str, theme: str = "", download: str = "", cut: str = ""
@@ -261,8 +265,8 @@ def _framed(make: Callable[[], View], theme: str) -> Response:
     """The page of a view that is made now, or why there is none."""
     try:
         made = make()
-    except (Missing, ValueError) as error:
-        return _sorry(str(error), 404)
+    except (Missing, KeyError, ValueError) as error:
+        return _sorry(str(error.args[0] if error.args else error), 404)
     except OSError as error:
         return _sorry(f"The run cannot be read just now: {error}", 503)
     headers = {"Cache-Control": "no-store", "Content-Security-Policy": SANDBOX}

@@ -398,6 +398,42 @@ def test_an_unusual_step_opens_what_it_learned_from(visit, app):
     )
 
 
+def test_a_note_is_kept_found_again_and_shared_between_windows(visit, runs, tmp_path):
+    with serving(runs, SEGPO_NOTES=str(tmp_path / "notes.jsonl")) as (address, _):
+        link = f"http://{address}/?run=alpha&step=5&group=1&sample=0"
+        pages = [visit(link, quiet=False), visit(link, quiet=False)]  # a browser itself tells of a conflict
+        for page in pages:
+            page.locator("segpo-rollouts tr[aria-selected]").wait_for(state="attached", timeout=SLOW)
+            page.get_by_role("button", name="Note", exact=True).click()
+            expect(page.get_by_label("Labels")).to_be_focused(timeout=SLOW)
+        for page, words in zip(pages, ("first", "second"), strict=True):
+            page.get_by_label("Labels").fill("odd, ${window.hacked=1}")
+            page.get_by_label("Note", exact=True).last.fill(words)
+            page.get_by_role("button", name="Keep").click()
+        said = [page.locator(".notebox [role=status]") for page in pages]
+        expect(said[0]).to_contain_text("Kept in", timeout=SLOW)
+        expect(said[1]).to_contain_text("changed in another window meanwhile", timeout=SLOW)
+        page = pages[0]
+        page.goto(f"http://{address}/?tab=rollouts&f.label=odd")
+        counted(page, "1 of 157 rollouts")
+        expect(rows(page).first.locator(".label").nth(1)).to_have_text("${window.hacked=1}", timeout=SLOW)
+        assert page.evaluate("window.hacked ?? null") is None
+        page.goto(f"http://{address}/?tab=rollouts&f.run=alpha")
+        page.get_by_text("Failures in groups").click()
+        group = page.locator(".failure-lists li").first
+        many = group.inner_text(timeout=SLOW).split()[-1]
+        group.get_by_role("button").click()
+        expect(page.locator("segpo-rollouts [role=status]").first).to_have_text(f"{many} of 72 rollouts", timeout=SLOW)
+        with page.expect_download(timeout=SLOW) as download:
+            page.get_by_role("button", name="JSONL").click()
+        assert len(Path(download.value.path()).read_text(encoding="utf-8").splitlines()) == int(many)
+        rows(page).first.click()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator(".askbox")).to_contain_text("This run keeps no checkpoint to ask.", timeout=SLOW)
+        for page in pages:
+            page.context.close()  # they ask again and again, and the app ends first
+
+
 def test_newer_rollouts_are_told_and_nothing_moves(visit, tmp_path):
     path = write_run(tmp_path / "runs" / "growing", steps=8)
     with serving(tmp_path / "runs") as (address, _):
@@ -461,13 +497,12 @@ def test_two_runs_on_the_same_prompt(visit, app):
     panel.locator(".prompt").nth(2).click()
     expect(panel.locator(".detail h2")).to_have_text(example)
     expect(panel.locator(".side h3")).to_have_text(["A: alpha", "B: beta"])
-    for i in range(2):
-        inside = page.frame_locator("segpo-compare iframe.view >> nth=" + str(i))
-        expect(inside.locator(".eyebrow").first).to_contain_text(example)
+    inside = page.frame_locator("segpo-compare iframe.view")
+    expect(inside.locator(".vs-heads")).to_contain_text(example, timeout=SLOW)
     panel.locator(".side").first.locator(".chip").nth(3).click()
-    expect(page.frame_locator("segpo-compare iframe.view >> nth=0").locator(".eyebrow").first).to_contain_text(
-        "sample 3"
-    )
+    expect(inside.locator(".vs-heads p").first).to_contain_text("sample 3", timeout=SLOW)
+    expect(panel.locator(".prompt img").first).to_be_visible(timeout=SLOW)
+    expect(panel.locator(".prompt .words").first).to_contain_text("shapes are there?", timeout=SLOW)
 
 
 def test_one_prompt_over_training_and_every_method(visit, tmp_path):

@@ -42,6 +42,7 @@ def made(folder):
         "tree": sv.tree(tree, 1, 0),
         "roles": sv.roles(seen(), patches=np.ones((2, 2))),
         "boundaries": sv.boundaries(rollout),
+        "versus": sv.versus(rollout, other.rollout(1, 0, 1)),
         "board": sv.board(run),
         "boards": sv.board([run, other]),
         "forensics": sv.forensics(run, 1),
@@ -54,7 +55,7 @@ def made(folder):
 
 
 KINDS = (
-    "ribbon", "staircase", "compare", "group", "tree", "roles", "boundaries", "board", "boards", "forensics",
+    "ribbon", "staircase", "compare", "group", "tree", "roles", "boundaries", "versus", "board", "boards", "forensics",
     "counterfactual", "rightness", "over_training", "report", "together",
 )  # fmt: skip
 

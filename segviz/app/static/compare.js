@@ -147,7 +147,7 @@ class ComparePanel extends Panel {
     if (names.length < count_) { this.stage.replaceChildren(empty("Two runs are needed", "Start another one; with the same seed it sees the same problems.")); return; }
     const params = address.get(), said = params.getAll("cr"), pick = [said[0] ?? names[0]];
     if (count_ === 2) pick.push(said[1] ?? names.find((name) => name !== pick[0]));
-    const scores = h("div", { class: "found" }), list = h("div", { class: "prompts" }), detail = h("div", { class: "detail" }), search = h("input", { type: "search", placeholder: "part of the prompt's id", "aria-label": "Prompt" });
+    const scores = h("div", { class: "found" }), list = h("div", { class: "prompts" }), detail = h("div", { class: "detail" }), search = h("input", { type: "search", placeholder: "part of the question or of its id", "aria-label": "Prompt" });
     const turn = () => { if (count_ === 1 && this.runs.some((run) => run.name === selects[0][1].value && run.evals)) { address.set({ cr: [selects[0][1].value] }); this.draw(); } else load(); };
     const selects = pick.map((name, i) => this.select(count_ === 2 ? `Run ${"AB"[i]}` : "Run", name, names, turn));
     const load = async () => {
@@ -181,7 +181,8 @@ class ComparePanel extends Panel {
     }
     const share = (run) => (known(run.right) ? `${run.right} of ${run.count} right` : `${run.count} completions`);
     const buttons = data.prompts.map((prompt) => h("button", { type: "button", class: "prompt", "aria-pressed": "false", onclick: () => open(prompt.example) },
-      h("b", {}, visible(prompt.example)), prompt.runs.map((run, i) => h("span", {}, two ? `${"AB"[i]}: ${share(run)}` : share(run), run.times > 1 ? `, at ${count(run.times)} steps` : `, step ${run.steps[0]}`))));
+      h("span", { class: "asked" }, prompt.picture ? h("img", { src: `/segpo/picture/${prompt.picture.map(encodeURIComponent).join("/")}`, alt: "the picture that is asked about", loading: "lazy" }) : null,
+        prompt.question ? h("span", { class: "words" }, visible(prompt.question)) : null), h("b", {}, visible(prompt.example)), prompt.runs.map((run, i) => h("span", {}, two ? `${"AB"[i]}: ${share(run)}` : share(run), run.times > 1 ? `, at ${count(run.times)} steps` : `, step ${run.steps[0]}`))));
     const open = (example) => {
       buttons.forEach((el, i) => el.setAttribute("aria-pressed", String(data.prompts[i].example === example)));
       address.set({ ce: example });
@@ -204,9 +205,17 @@ class ComparePanel extends Panel {
   }
 
   drawDetail(el, example, chosen, rows) {
-    const two = chosen.length === 2, sides = chosen.map((run) => ({ run, rows: rows.filter((row) => row.run === run), frame: viewFrame((what, ids) => { if (what === "open") openRollout({ run, ...ids }); }, `Rollout of ${run}`) }));
-    const redraw = [];
-    const side = ({ run, rows: mine, frame }) => {
+    const two = chosen.length === 2, sides = chosen.map((run) => ({ run, rows: rows.filter((row) => row.run === run) }));
+    // of two runs one page: what differs is marked, and both are scrolled as one
+    const frame = viewFrame((what, ids) => { if (what === "open") openRollout({ run: chosen[0], ...ids }); }, two ? "Both completions, differences marked" : `Rollout of ${chosen[0]}`);
+    const picked = new Map();
+    const draw = () => {
+      if (!two) { const row = picked.get(chosen[0]); if (row) frame.show({ ...row, run: chosen[0] }); return; }
+      if (picked.size < 2) return;
+      const [a, b] = chosen.map((run) => { const row = picked.get(run); return [run, row.step, row.group, row.sample].join("/"); });
+      frame.to(`/versus?${new URLSearchParams({ a, b, theme: theme() })}`);
+    };
+    const side = ({ run, rows: mine }) => {
       let shown = null;
       const steps = [...new Set(mine.map((row) => row.step))];
       const chips = mine.map((row) => [row, h("button", { type: "button", class: "chip", "aria-pressed": "false", "aria-label": `${place(row)}, answer ${MARKS[row.answer_right ?? null][1]}`, title: `${place(row)}, reward ${reward(row.reward)}`, onclick: () => show(row) },
@@ -215,20 +224,20 @@ class ComparePanel extends Panel {
       const show = (row) => {
         shown = row;
         chips.forEach(([other, chip]) => chip.setAttribute("aria-pressed", String(other === row)));
-        frame.show({ ...row, run });
+        picked.set(run, row);
+        draw();
       };
-      redraw.push(() => { frame.again(); if (shown) frame.show({ ...shown, run }); });
       const lines = steps.map((step) => {
         const here = chips.filter(([row]) => row.step === step), right = here.filter(([row]) => row.answer_right).length;
         return h("div", { class: "stepline" }, h("span", { class: "quiet" }, `step ${step}`), h("span", { class: "chips" }, here.map(([, chip]) => chip)), h("span", { class: "quiet" }, `${right} of ${here.length} right`));
       });
-      const box = h("div", { class: "side" }, h("div", { class: "toolbar" }, h("h3", {}, two ? `${"AB"[chosen.indexOf(run)]}: ` : "", visible(run)), link), h("div", { class: "lines" }, lines), frame.el);
+      const box = h("div", { class: "side" }, h("div", { class: "toolbar" }, h("h3", {}, two ? `${"AB"[chosen.indexOf(run)]}: ` : "", visible(run)), link), h("div", { class: "lines" }, lines));
       if (!two && steps.length === 1) box.prepend(notice(`This run saw the prompt at step ${steps[0]} only, and recorded no held-out answers (log_eval_completions): a new run does.`));
       if (mine.length) queueMicrotask(() => show(mine.find((row) => row.answer_right === false) ?? mine[0]));
       return box;
     };
-    this.again = () => redraw.forEach((f) => f());
-    el.replaceChildren(h("h2", {}, visible(example)), h("div", { class: `sides${two ? " two" : ""}` }, sides.map(side)));
+    this.again = () => { frame.again(); draw(); };
+    el.replaceChildren(h("h2", {}, visible(example)), h("div", { class: `sides${two ? " two" : ""}` }, sides.map(side)), frame.el);
   }
 }
 

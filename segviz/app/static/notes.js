@@ -71,7 +71,7 @@ class FailureBox {
   }
   draw({ total, groups }) {
     if (!total) { this.lists.replaceChildren(h("p", { class: "quiet" }, "No wrong answer is known among these rollouts.")); return; }
-    const list = (name, title) => h("section", { "aria-label": title }, h("h3", {}, title), groups[name].length ? h("ul", {}, groups[name].map(([value, many]) =>
+    const list = (name, title) => h("section", { "aria-label": title }, h("h2", {}, title), groups[name].length ? h("ul", {}, groups[name].map(([value, many]) =>
       h("li", {}, h("button", { type: "button", class: "link", onclick: () => this.pick({ answer: "wrong", [name]: value }) }, h("bdi", {}, visible(value))), ` ${count(many)}`)))
       : h("p", { class: "quiet" }, "not known"));
     this.lists.replaceChildren(h("p", { class: "quiet" }, `${count(total)} wrong answers among these rollouts. A click opens a group.`),
