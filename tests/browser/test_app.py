@@ -515,6 +515,9 @@ def test_one_prompt_over_training_and_every_method(visit, tmp_path):
     with serving(tmp_path / "runs") as (address, _):
         page = visit(f"http://{address}/?tab=compare&c=time")
         panel = page.locator("segpo-compare")
+        # held-out problems first, each before and after
+        expect(frame(page, "segpo-compare").locator(".ot .verdict")).to_contain_text("Of these 4 held-out problems")
+        page.get_by_role("button", name="Training prompts instead").click()
         expect(panel.locator(".prompt").first).to_contain_text("shapes/again6 completions, at 3 steps")
         expect(panel.locator(".stepline")).to_contain_text(["step 5", "step 6", "step 7"])
         panel.locator(".chip").last.click()

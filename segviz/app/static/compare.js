@@ -127,16 +127,17 @@ class ComparePanel extends Panel {
 
   recolour() { this.again?.(); }
 
-  /** The same held-out problems at each evaluation; of a run that recorded none, the training prompts that came back. */
+  /** The same held-out problems at each evaluation; the training prompts that came back, of a run that recorded none, or asked for. */
   time() {
     const has = this.runs.filter((run) => run.evals).map((run) => run.name), wanted = address.get().get("cr");
-    if (!has.length || (wanted && this.runs.some((run) => run.name === wanted) && !has.includes(wanted))) { this.prompts(1); return; }
+    if (address.get().get("of") === "training" || !has.length || (wanted && this.runs.some((run) => run.name === wanted) && !has.includes(wanted))) { this.prompts(1); return; }
     const frame = viewFrame(() => {}, "One prompt over training");
     frame.el.classList.add("tall");
     const [label, run] = this.select("Run", wanted ?? has[0], this.runs.map((one) => one.name), () => { address.set({ cr: [run.value] }); if (has.includes(run.value)) go(); else this.draw(); });
     const go = () => frame.to(`/view/${encodeURIComponent(run.value)}/over_training?theme=${theme()}`);
     this.again = () => { frame.again(); go(); };
-    this.stage.replaceChildren(h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, label), frame.el);
+    const other = button("Training prompts instead", () => { address.set({ of: "training", cr: [run.value] }); this.draw(); });
+    this.stage.replaceChildren(h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, label, other), frame.el);
     go();
   }
 
@@ -148,7 +149,8 @@ class ComparePanel extends Panel {
     const params = address.get(), said = params.getAll("cr"), pick = [said[0] ?? names[0]];
     if (count_ === 2) pick.push(said[1] ?? names.find((name) => name !== pick[0]));
     const scores = h("div", { class: "found" }), list = h("div", { class: "prompts" }), detail = h("div", { class: "detail" }), search = h("input", { type: "search", placeholder: "part of the question or of its id", "aria-label": "Prompt" });
-    const turn = () => { if (count_ === 1 && this.runs.some((run) => run.name === selects[0][1].value && run.evals)) { address.set({ cr: [selects[0][1].value] }); this.draw(); } else load(); };
+    const evals = (name) => count_ === 1 && this.runs.some((run) => run.name === name && run.evals), chose = address.get().get("of") === "training";
+    const turn = () => { if (!chose && evals(selects[0][1].value)) { address.set({ cr: [selects[0][1].value] }); this.draw(); } else load(); };
     const selects = pick.map((name, i) => this.select(count_ === 2 ? `Run ${"AB"[i]}` : "Run", name, names, turn));
     const load = async () => {
       const chosen = selects.map(([, el]) => el.value);
@@ -166,7 +168,8 @@ class ComparePanel extends Panel {
     };
     search.addEventListener("input", () => { clearTimeout(this.typing); this.typing = setTimeout(load, 250); });
     this.stage.replaceChildren(h("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, selects.map(([label]) => label),
-      h("label", { class: "grow" }, h("span", {}, "Prompt"), search)), scores, h("div", { class: "columns" }, list, detail));
+      h("label", { class: "grow" }, h("span", {}, "Prompt"), search),
+      evals(pick[0]) ? button("Held-out problems instead", () => { address.set({ of: null, cr: [selects[0][1].value] }); this.draw(); }) : null), scores, h("div", { class: "columns" }, list, detail));
     list.replaceChildren(h("div", { class: "loading", role: "status" }, "Looking for prompts…"));
     load();
   }
