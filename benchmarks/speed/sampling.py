@@ -20,7 +20,7 @@ from segpo_core.sampling.chains import unique_states
 from segpo_core.sampling.plain import step_of, whole_step
 from segpo_core.training.loop import Trainer
 from segpo_core.types import pad_rows
-from speed.steps import TEXT, TEXT_PACKAGE, stepping, trainer
+from speed.steps import TEXT, TEXT_PACKAGE, trainer
 
 
 def generated(run: Trainer, prompts: Prompts, rows: list[int], number: int, limit: int | None = None) -> int:
@@ -125,14 +125,17 @@ def chains(folder: Path, small: bool) -> Iterator[Line]:
 def trees(folder: Path, small: bool) -> Iterator[Line]:
     """SPO-tree from the sampling to the gradient, against one whose nodes are texts: every prefix is a prompt that is
     sent again, every edge that teaches a row of its own."""
-    size: dict[str, Any] = (
-        {"max_completion_length": 24, "branch": [2, 2], "segment_tokens": 8, "threshold": 1.1} if small else {}
-    )
+    size: dict[str, Any] = {"max_completion_length": 24, "branch": [2, 2], "segment_tokens": 8} if small else {}
+    size["threshold"] = 1.1  # the policy is sure of most tokens: all may teach
     size["per_device_train_batch_size"] = 4 if small else 216
     run = trainer(folder, "tree", "spo_tree", gradient_accumulation_steps=1, **size)
     # So that branches differ: the policy hardly errs.
     run.problems.functions = [lambda prompts, completions, **columns: [float(i % 2) for i in range(len(completions))]]
-    ours = stepping(run)
+
+    def ours() -> None:
+        run.step = 1
+        run.train_step()
+
     ours()
     rollouts, credit = run.last
     assert rollouts is not None and rollouts.tree is not None and rollouts.node_ids is not None and credit is not None
