@@ -215,7 +215,8 @@ def difference(one: Path, two: Path) -> str | None:
         return f"checkpoints: {saved}"
     for name in saved[0]:
         paths = [run / "checkpoints" / name for run in (one, two)]
-        for file in sorted({p.name for path in paths for p in path.iterdir()} - {"trainer.json"}):
+        # the card names the run's folder, and the evaluation that this start of it has seen
+        for file in sorted({p.name for path in paths for p in path.iterdir()} - {"trainer.json", "README.md"}):
             if not _same(paths[0] / file, paths[1] / file):
                 return f"checkpoints/{name}/{file}"
     if left := [path for path in two.rglob(".*")]:
