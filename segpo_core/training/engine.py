@@ -79,6 +79,13 @@ class Engine:
         self.folder = directory / "engine.tmp"  # a name that tells of nothing to keep, if the run is killed
         self.log = directory / "engine.log"
         self.tied = not config.use_peft and _tied(model)
+        if config.vllm_python and given and config.use_peft:  # every process says so, or one waits for the others
+            raise ValueError("a vLLM server starts from a folder: give model_name_or_path in place of a model object")
+        if self.tied and model.config.get_text_config() is not model.config:
+            raise ValueError(
+                "a vision-language model with tied embeddings is not read again whole by a vLLM server: train an "
+                "adapter (--use-peft)"
+            )
         urls = config.vllm_servers
         try:
             if config.vllm_python:
@@ -187,8 +194,6 @@ class Engine:
         config, model = self.config, self.learner.network.model
         source = find_model(config.model_name_or_path)
         ready = (Path(source) / "config.json").exists() or not Path(source).exists()
-        if given and config.use_peft:
-            raise ValueError("a vLLM server starts from a folder: give model_name_or_path in place of a model object")
         if given or not ready or self.tied:
             base = self.folder / "base"
             start = load_model(source, config.dtype) if config.use_peft else without_adapter(model)
@@ -276,17 +281,8 @@ def _tied(model: nn.Module) -> bool:
 
 
 def untie(folder: Path, model: nn.Module) -> None:
-    """Give a saved model a head of its own: vLLM reads weights again by name, and a tied head has none.
-
-    Raises:
-        ValueError: it is a vision-language model, whose head goes by other names.
-    """
+    """Give a saved language model a head of its own: vLLM reads weights again by name, and a tied head has none."""
     config = json.loads((folder / "config.json").read_text())
-    if "text_config" in config:
-        raise ValueError(
-            "a vision-language model with tied embeddings is not read again whole by a vLLM server: train an adapter "
-            "(--use-peft)"
-        )
     tensors = load_file(folder / "model.safetensors")
     name = next(n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight)
     tensors["lm_head.weight"] = tensors[name].clone()

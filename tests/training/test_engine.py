@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from segpo_core.algos import GRPO, SAPO
+from segpo_core.policy.load import load_model
 from segpo_core.record import store
 from segpo_core.sampling.server import EngineError
 from segpo_core.training import engine as engines
@@ -102,6 +103,24 @@ def test_what_is_wrong_with_a_server_is_said_before_work_starts(llama, tmp_path)
         with pytest.raises(EngineError, match="has room for 512 tokens, and max_completion_length alone is 600"):
             trainer_for(llama, out, engine.url, GRPO(), max_completion_length=600)
     assert not (out / "run.json").exists()
+
+
+def test_tied_weights_are_refused_or_given_a_head(tmp_path):
+    """vLLM reads whole weights again by name, and a head that is the embeddings has none."""
+    folder = families.llama(tmp_path / "llama")
+    model = load_model(folder)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(folder)
+    with Engine(folder) as engine:
+        with pytest.raises(ValueError, match="ties its head to its embeddings.*--use-peft.*--vllm-python"):
+            trainer_for(folder, tmp_path / "run", engine.url, GRPO())
+    tied = load_model(folder)
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    engines.untie(folder, tied)
+    alone = load_model(folder)
+    assert alone.get_output_embeddings().weight is not alone.get_input_embeddings().weight
+    assert torch.equal(alone.get_output_embeddings().weight, tied.get_input_embeddings().weight)
 
 
 def test_a_server_that_cannot_be_started_is_told_with_its_last_words(llama, tmp_path):
