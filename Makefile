@@ -75,6 +75,7 @@ torture: $(STAMP) ## kill runs, break disks, make files wrong (SEED=0 SHARE=1 PA
 
 bench: $(STAMP) ## measure speed against its peers, into benchmarks/RESULTS.md (SMALL=1: a minute, measures nothing)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_speed.py $(if $(SMALL),--small,--write)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_growth.py $(if $(SMALL),--small,--write)
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

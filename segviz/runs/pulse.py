@@ -42,7 +42,8 @@ def pulse(run: Run) -> tuple[int | None, float, float]:
     yet)."""
     written = sorted((int(name[5:11]), mtime / 1e9) for name, (mtime, _) in run.files("metrics").items())
     begun = (run.path / "run.json").stat().st_mtime
-    gaps = [b - a for (_, a), (_, b) in pairwise(written[-21:])]
+    # older steps lie together in one file: its time is its last step's
+    gaps = [(b - a) / (after - before) for (before, a), (after, b) in pairwise(written[-21:])]
     latest = max([begun, *(at for _, at in written[-1:])])
     return written[-1][0] if written else None, max(0.0, time.time() - latest), median(gaps) if gaps else 0.0
 
