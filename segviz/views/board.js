@@ -177,8 +177,9 @@ function drawPanel(chart, panel, lines, sync, open) {
     const hint = open ? ". Arrow keys move over the steps, Enter lists the rollouts of one" : "";
     const svg = s("svg", { width, height, tabindex: 0, role: "slider", "aria-label": chartWords(chart, panel, lines) + hint, class: open ? "opens" : null,
       "aria-valuemin": places[0], "aria-valuemax": places.at(-1), "aria-valuenow": places.at(-1) });
-    // curves go on beyond the steps that are shown: the inner picture cuts them off
-    const field = s("svg", { x: left - 8, y: 0, width: width - left - right + 16, height, viewBox: `${left - 8} 0 ${width - left - right + 16} ${height}` });
+    // curves go on beyond the steps that are shown; a page may hold several copies of this script, and each its own names
+    const clip = `segviz-${Math.random().toString(36).slice(2)}`, field = s("g", { "clip-path": `url(#${clip})` });
+    svg.append(s("clipPath", { id: clip }, s("rect", { x: left - 8, y: 0, width: width - left - right + 16, height })));
     const held = box.contains(box.getRootNode().activeElement);
     for (const y of ticks(low, high, chart.share ? 4 : 3)) {
       svg.append(s("line", { x1: left, x2: width - right, y1: Y(y), y2: Y(y), class: "grid" }),
