@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import ROLLOUT_SCHEMA
 from segviz.app.files import Watch
 from segviz.app.kept import Kept
+from segviz.app.patience import Hangs, Patience
 from segviz.app.shelf import Place
 from segviz.runs.columns import question
 from segviz.show.encode import tidy
@@ -74,6 +75,7 @@ class Indexed:
     replaced: dict[str, list[int]] = field(default_factory=dict)  #: to be read -> files that it was put together from
     problems: dict[str, str] = field(default_factory=dict)
     looked: float = 0.0
+    lock: threading.RLock = field(default_factory=threading.RLock)  #: held by who reads
     version: int = 0  #: grows whenever rows come or go
 
 
@@ -89,7 +91,8 @@ class Index:
         self.answers = Kept(64)  #: of questions, as long as no row comes or goes
         self._runs: dict[Path, Indexed] = {}
         self._numbers = 0
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  #: of the table and the list of runs; nothing is read while it is held
+        self.patience = Patience()
         self._work = threading.Condition()
         self._closed = False
         self._reader = threading.Thread(target=self._read_on, name="index", daemon=True)
@@ -112,18 +115,25 @@ class Index:
             if run is None:
                 self._numbers += 1
                 run = self._runs[place.path] = Indexed(self._numbers, Watch(place.path / "rollouts", place.root))
+        try:
+            self.patience.ask(place.path, lambda: self._refresh(run))
+            run.problems.pop("", None)
+        except Hangs as error:
+            run.problems[""] = tidy(str(error))
+        if run.todo:
+            with self._work:
+                self._work.notify()
+        return run
+
+    def _refresh(self, run: Indexed) -> None:
+        with run.lock:
             if time.monotonic() - run.looked < LEAST:
-                return run
+                return
             filling = bool(run.todo)
             self._look(run)
             until = time.monotonic() + FIRST
             while run.todo and not filling and time.monotonic() < until:
                 self._read(run, 16)
-            left = bool(run.todo)
-        if left:
-            with self._work:
-                self._work.notify()
-        return run
 
     def forget(self, places: Sequence[Place]) -> None:
         """Drop every run that is not among `places`."""
@@ -154,7 +164,8 @@ class Index:
             home = next((home for span, home in homes if span.rank == own.rank and own.first <= span.last
                          and span.first <= own.first and own.last <= span.last), None)  # fmt: skip
             (dropped if home is None or home == name else run.replaced.setdefault(home, [])).append(number)
-        self._drop(run, dropped)
+        with self._lock:
+            self._drop(run, dropped)
         for name in gone:
             run.problems.pop(name, None)
         run.todo = sorted({*run.todo, *fresh} & run.watch.files.keys())
@@ -166,17 +177,24 @@ class Index:
 
     def _read(self, run: Indexed, count: int) -> None:
         """Read the newest `count` files that are still to do."""
-        tables, replaced = [], []
-        for _ in range(min(count, len(run.todo))):
-            name = run.todo.pop()
+        tables, replaced, names = [], [], run.todo[-count:][::-1]
+        for name in names:
             table = self._table(run, name)
             replaced += run.replaced.pop(name, [])
             if table is not None:
-                self._numbers += 1
-                run.files[name] = self._numbers
-                for column, value in (("file", self._numbers), ("run", run.number)):
+                with self._lock:
+                    self._numbers += 1
+                    run.files[name] = number = self._numbers
+                for column, value in (("file", number), ("run", run.number)):
                     table = table.append_column(column, pa.array([value] * len(table), pa.int32()))
                 tables.append(table)
+        with self._lock:
+            if self._runs.get(run.watch.folder.parent) is run:  # else it was forgotten meanwhile
+                self._take(run, tables, replaced)
+        run.todo = run.todo[: len(run.todo) - len(names)]  # only now: until then they are still to come
+        run.version += 1
+
+    def _take(self, run: Indexed, tables: list[pa.Table], replaced: list[int]) -> None:
         self._db.execute("BEGIN")  # whoever asks meanwhile finds the rows of a file that was put together, once
         try:
             self._drop(run, replaced)
@@ -188,7 +206,6 @@ class Index:
         except duckdb.Error:
             self._db.execute("ROLLBACK")
             raise
-        run.version += 1
 
     def _table(self, run: Indexed, name: str) -> pa.Table | None:
         """The light columns of one file; None, and a problem noted, where it cannot be read."""
@@ -213,6 +230,7 @@ class Index:
         while not self._closed:
             with self._lock:
                 waiting = [run for run in self._runs.values() if run.todo]
+            waiting = [run for run in waiting if not self.patience.stuck(run.watch.folder.parent)]
             if not waiting:
                 with self._work:
                     if not self._closed:
@@ -221,14 +239,18 @@ class Index:
             for run in waiting:
                 if self._closed:
                     return
-                with self._lock:
-                    try:
-                        self._read(run, BATCH)
-                    except duckdb.Error as error:  # such as a full disk: the table stays as far as it got
-                        log.warning("the index of rollouts stopped growing: %s", error)
-                        run.problems["index"] = f"The index of rollouts stopped growing: {error}"
-                        run.todo.clear()
+                with contextlib.suppress(Hangs):  # who asks for it is told
+                    self.patience.ask(run.watch.folder.parent, partial(self._read_batch, run))
                 time.sleep(0.01)
+
+    def _read_batch(self, run: Indexed) -> None:
+        with run.lock:
+            try:
+                self._read(run, BATCH)
+            except duckdb.Error as error:  # such as a full disk: the table stays as far as it got
+                log.warning("the index of rollouts stopped growing: %s", error)
+                run.problems["index"] = f"The index of rollouts stopped growing: {error}"
+                run.todo.clear()
 
 
 def _kind(columns: str | None) -> str | None:

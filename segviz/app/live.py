@@ -83,13 +83,17 @@ class Live:
         null without a run. gone: runs that cannot be read, and why. problems: what is wrong with the others. unread:
         files still to come.
         """
-        runs, gone = [], []
+        runs, known, gone = [], [], []
         for name in names:
             try:
-                runs.append(self.shelf.open(name))
+                run = self.shelf.open(name)
+                indexed = self.index.refresh(run.place)
+                if self.index.patience.stuck(run.path):
+                    raise Missing(indexed.problems.get("", "It does not answer."))
+                runs.append(run)
+                known.append(indexed)
             except (Missing, SchemaError, OSError) as error:
                 gone.append({"name": tidy(name), "words": tidy(str(error))})
-        known = [self.index.refresh(run.place) for run in runs]
         boards = [self.found.board(run, indexed.watch) for run, indexed in zip(runs, known, strict=True)]
         unread = sum(run.log.unread for run in runs)
         counting = sum(left for _, left in boards)

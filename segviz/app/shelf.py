@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from segpo_core.record.files import span_of
 from segpo_core.record.store import IMAGE_SUFFIXES, SchemaError, read_manifest, step_of
 from segviz.app.metrics import MetricLog
+from segviz.app.patience import Hangs, Missing, Patience
 from segviz.runs.folder import Folder
 from segviz.runs.light import RolloutTable
 from segviz.runs.pulse import trained_here
@@ -28,10 +30,6 @@ from segviz.views.rightness import results_of
 
 KINDS = ("run.json", "metrics", "rollouts", "eval", "nodes", "images", "credit")
 BUSY = 60.0  #: seconds without a new step until a run is called quiet
-
-
-class Missing(LookupError):
-    """Something that was asked for is not there (any more); the message says so in words."""
 
 
 @dataclass(frozen=True)
@@ -108,33 +106,30 @@ class Shelf:
         self._logs: dict[Path, MetricLog] = {}
         self._manifests: dict[Path, tuple[tuple, dict[str, Any] | str]] = {}
         self._lock = threading.Lock()
+        self.patience = Patience()
 
     def places(self) -> dict[str, Place]:
         """Name -> place, by name. A directory is a run when it holds run.json, or what a run without it would hold."""
         found: list[tuple[Path, Path]] = []
         left_out: list[str] = []
         for root in self.roots:
-            if _like_run(root):
-                found.append((root, root))
-                continue
             try:
-                with os.scandir(root) as entries:
-                    paths = sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
+                paths = self.patience.ask(root, partial(_folders, root))
+            except Hangs as error:
+                left_out.append(str(error))
+                continue
             except FileNotFoundError:  # nothing was recorded yet
                 continue
             except OSError as error:
                 left_out.append(f"{root} cannot be read: {error.strerror}")
                 continue
+            answers = self.patience.each(paths, partial(_seen, root=root))
             for path in paths:
-                if not inside(path, root):
-                    left_out.append(f"{printable(path.name)} is a link that leads out of {root}; it is not followed.")
-                    continue
-                try:
-                    if path.is_dir() and _like_run(path):
-                        os.listdir(path)
-                        found.append((path, root))
-                except OSError as error:
-                    left_out.append(f"{printable(path.name)} cannot be read: {error.strerror}")
+                answer = answers.get(path, True)  # what hangs may be a run, and is shown as one that does not answer
+                if isinstance(answer, str):
+                    left_out.append(answer)
+                elif answer:
+                    found.append((path, root))
         self.left_out = [tidy(words) for words in left_out]
         places: dict[str, Place] = {}
         for path, root in found:
@@ -160,11 +155,11 @@ class Shelf:
         """A run as it is now.
 
         Raises:
-            Missing: there is no such run, or a link in it leads outside.
+            Missing: there is no such run, it hangs, or a link in it leads outside.
             SchemaError: its run.json is missing, broken or of another version.
         """
         place = self.place(name)
-        return ShelfRun(place, self.log(place))
+        return self.patience.ask(place.path, lambda: ShelfRun(place, self.log(place)))
 
     def log(self, place: Place) -> MetricLog:
         """The metrics of a run, read as far as there was time."""
@@ -180,7 +175,9 @@ class Shelf:
             kept = {place.path for place in places.values()}
             self._logs = {path: log for path, log in self._logs.items() if path in kept}
             self._manifests = {path: known for path, known in self._manifests.items() if path in kept}
-        found = [self.describe(place) for place in places.values()]
+        at = {place.path: place for place in places.values()}
+        answers = self.patience.each(list(at), lambda path: self.describe(at[path]))
+        found = [answers.get(path) or _unanswered(place) for path, place in at.items()]
         return sorted(found, key=lambda run: (-run["changed"], run["name"]))
 
     def describe(self, place: Place) -> dict[str, Any]:
@@ -189,10 +186,8 @@ class Shelf:
         evals (whether held-out completions are recorded)."""
         manifest = self._manifest(place)
         step, changed = last_step(place.path / "metrics", place.root)
-        about = {
-            "name": tidy(place.name), "path": tidy(str(place.path)), "method": "", "label": "", "step": step,
-            "planned": None, "changed": changed, "credits": credits(place),
-            "judged": results_of(place.path).is_file(),
+        about = _about(place) | {
+            "step": step, "changed": changed, "credits": credits(place), "judged": results_of(place.path).is_file(),
             "evals": inside(place.path / "eval", place.root) and (place.path / "eval").is_dir(),
         }  # fmt: skip
         if isinstance(manifest, str):
@@ -233,11 +228,45 @@ class Shelf:
         known = self._manifests.get(place.path)
         if known is None or known[0] != stamp:
             try:
-                known = (stamp, read_manifest(place.path))
+                known = (stamp, self.patience.ask(place.path, partial(read_manifest, place.path)))
+            except Hangs as error:
+                return str(error)
             except (SchemaError, OSError) as error:
                 known = (stamp, str(error))
             self._manifests[place.path] = known
         return known[1]
+
+
+def _folders(root: Path) -> list[Path]:
+    """The root itself where it is a run, else what lies in it."""
+    if _like_run(root):
+        return [root]
+    with os.scandir(root) as entries:
+        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
+
+
+def _seen(path: Path, root: Path) -> bool | str:
+    """Whether a folder is a run, or why it is left out."""
+    if not inside(path, root):
+        return f"{printable(path.name)} is a link that leads out of {root}; it is not followed."
+    try:
+        if path.is_dir() and _like_run(path):
+            os.listdir(path)
+            return True
+    except OSError as error:
+        return f"{printable(path.name)} cannot be read: {error.strerror}"
+    return False
+
+
+def _about(place: Place) -> dict[str, Any]:
+    return {
+        "name": tidy(place.name), "path": tidy(str(place.path)), "method": "", "label": "", "step": None,
+        "planned": None, "changed": 0.0, "credits": [], "judged": False, "evals": False,
+    }  # fmt: skip
+
+
+def _unanswered(place: Place) -> dict[str, Any]:
+    return _about(place) | {"state": "unreadable", "words": "does not answer: its file system seems to hang"}
 
 
 def printable(name: str) -> str:

@@ -37,7 +37,7 @@ def serving(*arguments, **environment):
 
 def get(address, path, **headers):
     """(status, headers, body) of a request whose path is sent as it is, nothing made tidy."""
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.putrequest("GET", path, skip_host="Host" in headers)
         for name, value in headers.items():
