@@ -141,8 +141,8 @@ def plot(found: dict[str, tuple[list[int], list[float]]]) -> str:
     parts = []
     for place, (name, (xs, ys)) in enumerate(found.items()):
         title, unit = LINES[name][:2]
-        left, top = place % columns * wide + 46, place // columns * high + 26
-        w, h = wide - 58, high - 58
+        left, top = place % columns * wide + 60, place // columns * high + 26
+        w, h = wide - 76, high - 58
         low, reach = math.log(min(ys)), max(math.log(max(ys) / min(ys)), math.log(xs[-1] / xs[0]))
 
         def at(x: float, y: float, xs=xs, left=left, top=top, w=w, h=h, low=low, reach=reach) -> str:  # noqa: B006
@@ -151,7 +151,7 @@ def plot(found: dict[str, tuple[list[int], list[float]]]) -> str:
 
         line = "L".join(at(x, y) for x, y in zip(xs, ys, strict=True))
         straight = f"{at(xs[0], min(ys))}L{at(xs[-1], min(ys) * xs[-1] / xs[0])}"
-        parts.append(f'<text x="{left - 34}" y="{top - 10}" font-weight="bold">{title}</text>')
+        parts.append(f'<text x="{left - 48}" y="{top - 10}" font-weight="bold">{title}</text>')
         parts.append(f'<path d="M{left} {top}v{h}h{w}" fill="none" stroke="#e3e0da"/>')
         parts.append(f'<path d="M{straight}" fill="none" stroke="#686b73" stroke-dasharray="4 3"/>')
         parts.append(f'<path d="M{line}" fill="none" stroke="#1d4ed8" stroke-width="2"/>')
@@ -163,8 +163,9 @@ def plot(found: dict[str, tuple[list[int], list[float]]]) -> str:
             across = at(x, min(ys)).split()[0]
             parts.append(f'<text x="{across}" y="{top + h + 14}" fill="#686b73" text-anchor="{anchor}">{x:,}</text>')
         parts.append(f'<text x="{left + w / 2}" y="{top + h + 26}" fill="#686b73" text-anchor="middle">{unit}</text>')
-        for y, down in ((ys[0], h), (ys[-1], 8)):
-            parts.append(f'<text x="{left - 4}" y="{top + down}" fill="#686b73" text-anchor="end">{y:.2g} s</text>')
+        for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1])):
+            down = float(at(x, y).split()[1]) + (4 if x == xs[0] or abs(math.log(y / ys[0])) > 0.4 else -8)
+            parts.append(f'<text x="{left - 4}" y="{down:.1f}" fill="#686b73" text-anchor="end">{y:.2g} s</text>')
     width, height = wide * min(columns, len(found)), high * -(-len(found) // columns) + 12
     said = "processor seconds by size of the work, both axes logarithmic; dashed: as the work grows"
     parts.append(f'<text x="12" y="{height - 6}" fill="#686b73">{said}</text>')
