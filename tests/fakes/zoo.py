@@ -33,30 +33,6 @@ TEXT: dict[str, dict[str, Any]] = {
     "llama": {}, "mamba": {},
     "jamba": dict(attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, mamba_d_state=8,
         mamba_dt_rank=4),
-    # what is refused
-    "recurrent_gemma": dict(lru_width=48, attention_window_size=8, logits_soft_cap=5.0), "minimax": {},
-    "rwkv": dict(attention_hidden_size=48), "xlstm": dict(qk_dim_factor=0.5, chunk_size=8), "bert": {},
-    "bart": dict(encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_layers=1, decoder_layers=2,
-        encoder_attention_heads=4, decoder_attention_heads=4),
-}  # fmt: skip
-
-#: Families of which only the check at load is tried.
-LOADED: dict[str, dict[str, Any]] = {
-    "mistral": {}, "mixtral": {}, "qwen2": {}, "qwen3": {}, "qwen3_moe": {}, "gemma2": {}, "gemma3_text": {},
-    "phi3": {}, "olmo2": {}, "gpt_oss": {}, "cohere2": {}, "granite": dict(logits_scaling=4.0),
-    "granitemoe": dict(logits_scaling=4.0), "glm4": {}, "gpt2": {}, "gpt_neox": {}, "bloom": {}, "opt": {},
-    "falcon": dict(num_kv_heads=2), "hyperclovax": dict(logits_scaling=4.0),
-    "minicpm3": dict(**_MLA, dim_model_base=12), "deepseek_v2": dict(**_MLA, first_k_dense_replace=1),
-    "deepseek_v3": dict(**_MLA, first_k_dense_replace=1, head_dim=8),
-    "llama4_text": dict(intermediate_size_mlp=64, attention_chunk_size=8, use_qk_norm=False), "ministral3": {},
-    "qwen2_moe": dict(shared_expert_intermediate_size=32), "gemma": {}, "phi": {}, "phimoe": {}, "olmo3": {},
-    "olmoe": {}, "smollm3": {}, "cohere": {}, "glm4_moe": {}, "ernie4_5": {}, "exaone4": {}, "nemotron": {},
-    "starcoder2": {}, "hunyuan_v1_dense": {}, "seed_oss": {}, "minimax_m2": {}, "helium": {}, "arcee": {},
-    "apertus": {}, "bitnet": {}, "nanochat": {}, "vaultgemma": {}, "gpt_bigcode": {}, "mpt": {},
-    "gptj": dict(rotary_dim=4), "codegen": dict(rotary_dim=4),
-    "gpt_neo": dict(attention_types=[[["global", "local"], 2]], window_size=8),
-    "stablelm": dict(partial_rotary_factor=0.5), "persimmon": {},
-    # state-space and linear-attention layers, alone or between layers of attention
     "mamba2": dict(num_heads=4, head_dim=24, expand=2, n_groups=1, chunk_size=8), "falcon_mamba": {},
     "bamba": dict(**_MAMBA, attn_layer_indices=[1, 3]),
     "granitemoehybrid": dict(**_MAMBA, layer_types=["mamba", "attention"] * 2, logits_scaling=4.0),
@@ -73,7 +49,29 @@ LOADED: dict[str, dict[str, Any]] = {
     "kimi_linear": dict(**_MLA, layer_types=["linear_attention", "full_attention"] * 2, linear_head_dim=12,
         mlp_layer_types=["dense", "sparse"] * 2, linear_num_heads=4, num_experts_per_token=2),
     "lfm2": dict(layer_types=["conv", "full_attention"] * 2, block_ff_dim=64),
-    "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2, num_dense_layers=1),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2, num_dense_layers=1), "mistral": {}, "mixtral": {},
+    "qwen2": {}, "qwen3": {}, "qwen3_moe": {}, "gemma2": {}, "gemma3_text": {}, "phi3": {}, "olmo2": {},
+    "gpt_oss": {}, "cohere2": {}, "granite": dict(logits_scaling=4.0), "granitemoe": dict(logits_scaling=4.0),
+    "glm4": {}, "gpt_neox": {}, "opt": {}, "falcon": dict(num_kv_heads=2), "hyperclovax": dict(logits_scaling=4.0),
+    "minicpm3": dict(**_MLA, dim_model_base=12), "deepseek_v2": dict(**_MLA, first_k_dense_replace=1),
+    # what is refused
+    "recurrent_gemma": dict(lru_width=48, attention_window_size=8, logits_soft_cap=5.0), "minimax": {},
+    "rwkv": dict(attention_hidden_size=48), "xlstm": dict(qk_dim_factor=0.5, chunk_size=8), "bert": {},
+    "bart": dict(encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_layers=1, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4),
+}  # fmt: skip
+
+#: Families of which only the check at load is tried.
+LOADED: dict[str, dict[str, Any]] = {
+    "gpt2": {}, "deepseek_v3": dict(**_MLA, first_k_dense_replace=1, head_dim=8),
+    "llama4_text": dict(intermediate_size_mlp=64, attention_chunk_size=8, use_qk_norm=False), "ministral3": {},
+    "qwen2_moe": dict(shared_expert_intermediate_size=32), "gemma": {}, "phi": {}, "phimoe": {}, "olmo3": {},
+    "olmoe": {}, "smollm3": {}, "cohere": {}, "glm4_moe": {}, "ernie4_5": {}, "exaone4": {}, "nemotron": {},
+    "starcoder2": {}, "hunyuan_v1_dense": {}, "seed_oss": {}, "minimax_m2": {}, "helium": {}, "arcee": {},
+    "apertus": {}, "bitnet": {}, "nanochat": {}, "vaultgemma": {}, "gpt_bigcode": {}, "mpt": {},
+    "gptj": dict(rotary_dim=4), "codegen": dict(rotary_dim=4),
+    "gpt_neo": dict(attention_types=[[["global", "local"], 2]], window_size=8),
+    "stablelm": dict(partial_rotary_factor=0.5), "persimmon": {},
 }  # fmt: skip
 
 
