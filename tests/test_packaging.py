@@ -178,7 +178,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
-        if name.startswith(("segpo_core/", "segviz/", "configs/", "data/")) or "/" not in name:
+        if name.startswith(("segpo_core/", "segviz/", "configs/", "data/", "benchmarks/credit/")) or "/" not in name:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
