@@ -12,6 +12,7 @@ slots j … reach[j] − 1. That is the whole attention mask.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from segpo_core.policy.inputs import Prompts, extend, prefill_inputs
-from segpo_core.policy.logprobs import without_adapter
+from segpo_core.policy.logprobs import backbone, without_adapter
 from segpo_core.prefix_tree import first_holders
 from segpo_core.types import Rollouts
 
@@ -42,13 +43,16 @@ def can_pack(model: nn.Module, prompts: Prompts) -> bool:
     """Whether packing is exact for this model: whether its attention sees all that came before, and takes a mask.
 
     Not so with sliding windows or running states, with image tokens that see each other both ways
-    (`token_type_ids`, as in Gemma 3), and with attention kernels that know only lengths. Groups and trees of such
-    models train as one row a completion, with the same result.
+    (`token_type_ids`, as in Gemma 3), with positions that are read off the attention mask (ALiBi, as in BLOOM), and
+    with attention kernels that know only lengths. Groups and trees of such models train as one row a completion, with
+    the same result.
     """
     config = without_adapter(model).config.get_text_config()
     return (
         all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
         and not any("token_type_ids" in row for row in prompts.rows)
+        and "local" not in getattr(config, "attention_layers", ())  # GPT-Neo, whose cache does not say so
+        and "position_ids" in inspect.signature(backbone(model).forward).parameters
         and config._attn_implementation in ("sdpa", "eager")
     )
 

@@ -189,6 +189,18 @@ def test_a_sliding_window_alone_rules_packing_out(llama):
         assert can_pack(MistralForCausalLM(config), prompts) == (window is None)
 
 
+def test_positions_that_are_read_off_the_mask_or_the_place_rule_packing_out(llama):
+    from transformers import BloomConfig, BloomForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
+
+    config = BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=2)
+    assert not can_pack(BloomForCausalLM(config), llama[2])
+    for kind in ("global", "local"):
+        config = GPTNeoConfig(
+            vocab_size=16, hidden_size=8, num_layers=1, num_heads=2, attention_types=[[[kind], 1]], window_size=4
+        )
+        assert can_pack(GPTNeoForCausalLM(config), llama[2]) == (kind == "global")
+
+
 # --- any tree ---------------------------------------------------------------------------------------------------
 
 
