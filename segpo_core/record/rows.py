@@ -119,7 +119,7 @@ def rollouts_from_rows(rows: list[dict[str, Any]]) -> Rollouts:
     matter of their method's settings: only those of trees come back.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or a truth that is no JSON.
     """
     if not rows:
         raise ValueError("there are no recorded rollouts to read: choose a step that was recorded")
@@ -146,9 +146,16 @@ def rollouts_from_rows(rows: list[dict[str, Any]]) -> Rollouts:
         texts=[row["text"] for row in rows],
         pieces=[row["pieces"] for row in rows],
         reward_parts={},
-        truth=[None if row["truth"] is None else json.loads(row["truth"]) for row in rows],
+        truth=[_truth(row["truth"]) for row in rows],
         **{name: column(name) for name in _TOKEN_FLOATS},
     )
+
+
+def _truth(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except RecursionError as error:  # no ValueError, as what is wrong with JSON otherwise
+        raise ValueError("the recorded truth of a rollout is nested beyond all sense") from error
 
 
 def _lists(values: Tensor | None, lengths: list[int]) -> list[list] | None:
