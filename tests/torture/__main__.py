@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from playwright.sync_api import sync_playwright
+
 from segpo_core.algos import GRPO
 from segpo_core.training.loop import Trainer
+from tests.browser.conftest import ARGUMENTS
 from tests.fakes import families
 from tests.fakes.fake_run import write_run
 from tests.fakes.toy import ToyTask
-from tests.torture import attempts, disks, kills
+from tests.torture import attempts, disks, kills, pages
 from tests.torture.test_files import tried
 from tests.training.test_loop import config_for
 
@@ -25,6 +29,7 @@ NUMBERS = {
     "run directories, in every view": 750, "run directories, `segpo credit`": 250, "YAML settings": 700,
     "verl dumps": 500, "TRL dumps": 400, "data sets": 788,
 }  # fmt: skip
+TEXTS = 1000  #: hostile ones, in every view and the app
 KILLS = {1: 25, 2: 12}  #: processes -> kills of each kind of training
 
 
@@ -92,7 +97,22 @@ def broken(place: Path, seed: int, share: float) -> Rows:
         yield f"| {name} | {result} |", int(result == "wrong")
 
 
-PARTS: dict[str, Callable[[Path, int, float], Rows]] = {"disks": broken, "kills": killed, "files": files}
+def looked_at(place: Path, seed: int, share: float) -> Rows:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        told = pages.shown(browser, place, max(1, round(TEXTS * share)), seed)
+        browser.close()
+    for one in (*told.asked, *told.broken):
+        print(one, flush=True)
+    yield from pages.rows_of(told)
+
+
+PARTS: dict[str, Callable[[Path, int, float], Rows]] = {
+    "disks": broken,
+    "kills": killed,
+    "files": files,
+    "pages": looked_at,
+}
 
 
 def main() -> int:
