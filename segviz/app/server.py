@@ -277,7 +277,9 @@ def _page(view: View, theme: str) -> str:
     """The page of a view; in the colours of the app's page around it, where that says which."""
     page = view.html()
     if theme in ("light", "dark"):
-        page = page.replace('<html lang="en">', f'<html lang="en" data-segviz-theme="{theme}">', 1)
+        page = page.replace(
+            '<html lang="en">', f'<html lang="en" data-segviz-theme="{theme}" data-segviz-framed="">', 1
+        )
     return page
 
 

@@ -588,3 +588,15 @@ def test_every_tab_fits_every_width_in_light_and_dark(visit, app, width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, place
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(251, 250, 248)") == (scheme == "light")
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1440, 900)])
+def test_a_rollout_opens_with_its_whole_text(visit, app, size):
+    page = visit(app)
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.goto(f"{app}?tab=rollouts&run=alpha&step=1&group=0&sample=1")
+    tokens = page.frame_locator("segpo-rollouts iframe.view").locator("[data-kind=ribbon] .t")
+    expect(tokens.first).to_be_visible(timeout=SLOW)
+    boxes = [token.bounding_box() for token in tokens.all()]
+    assert len(boxes) > 40
+    assert sum(box["y"] + box["height"] <= size[1] for box in boxes) == len(boxes)
