@@ -179,7 +179,7 @@ def step_files(
     """
     found = []
     for folder in Path(directory).glob(kind):
-        for path in _plain_files(folder, strict):
+        for path in _plain_files(folder, strict, steps):
             step = step_of(path)
             if step is not None and (steps is None or step in steps):
                 found.append((step, path))
@@ -188,23 +188,25 @@ def step_files(
 
 def span_files(folder: Path, steps: Collection[int] | None = None, strict: bool = True) -> list[tuple[Span, Path]]:
     """Files of rollouts or nodes that may hold some steps (default: all), in order; else as `step_files`."""
-    spans = shown(path.name for path in _plain_files(folder, strict))
+    spans = shown(path.name for path in _plain_files(folder, strict, steps))
     found = [(span, folder / name) for name, span in spans.items()]
     if steps is None:
         return found
     return [(span, path) for span, path in found if any(span.first <= step <= span.last for step in steps)]
 
 
-def _plain_files(folder: Path, strict: bool) -> Iterator[Path]:
-    """Plain files of a folder with names of steps; of another kind: an error where `strict`, else left out."""
+def _plain_files(folder: Path, strict: bool, steps: Container[int] | None) -> Iterator[Path]:
+    """Plain files of a folder with names of steps; of another kind: an error where `strict` and among the steps that
+    are wanted, else left out."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.endswith(".parquet") or span_of(entry.name) is None:
+                if not entry.name.endswith(".parquet") or (span := span_of(entry.name)) is None:
                     continue
+                wanted = steps is None or span.several or span.first in steps
                 if entry.is_file():
                     yield Path(entry.path)
-                elif strict and os.path.lexists(entry.path):
+                elif strict and wanted and os.path.lexists(entry.path):
                     raise SchemaError(f"{entry.path} is no plain file: remove it from the run")
     except (FileNotFoundError, NotADirectoryError):
         return

@@ -54,6 +54,7 @@ class Inspector:
     def forensics(self, name: str, step: int) -> View:
         """What a step learned from; of a step that is not recorded, the nearest one that is. Raises as `figure`."""
         run = self.shelf.open(name)
+        run.check_step(step)
         steps = run.steps
         if not steps:
             raise Missing(f"{tidy(run.name)} has no recorded rollouts yet.")
