@@ -97,7 +97,8 @@ def shown(browser: Browser, place: Path, number: int, seed: int, at_once: int = 
     told, all_texts = Told(), texts(number, seed)
     for begin in range(0, number, at_once):
         said = all_texts[begin : begin + at_once]
-        run = sv.open(hostile_run(place / "runs" / f"{begin:05d} {said[0][:40].replace('/', '∕').strip()}", said))
+        name = said[0][:40].translate({0: "0", ord("/"): "∕"}).strip()  # all but what no file system takes
+        run = sv.open(hostile_run(place / "runs" / f"{begin:05d} {name}", said))
         rollouts = [run.rollout(1, 50 + i // 4, i % 4) for i in range(len(said))]
         views = {
             "ribbons": sv.together(*map(sv.ribbon, rollouts), title=said[0][:80]),
