@@ -23,11 +23,10 @@ os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", HF_DATASET
 
 import torch  # noqa: E402
 from bench_long_run import ROOT, of_steps, patterns, write_run  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from speed.one_layer import one_layer  # noqa: E402
 
 import segviz as sv  # noqa: E402
 from segpo_core import advantages  # noqa: E402
-from segpo_core.policy.critic import ActorCritic  # noqa: E402
 from segpo_core.prefix_tree import prefix_tree  # noqa: E402
 from segpo_core.record.store import Recorder, read_rollouts  # noqa: E402
 
@@ -41,17 +40,10 @@ Prepared = Callable[[], object]
 
 def update(tokens: int, vocabulary: int) -> Prepared:
     """Forward and backward of one completion, one layer of width 64."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=16_384, tie_word_embeddings=True,
-    )  # fmt: skip
-    network = ActorCritic(LlamaForCausalLM(config).eval(), suppressed=[])
-    prompt = {name: torch.ones(1, 4, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    ids = torch.randint(vocabulary, (1, tokens))
+    network, prompt, ids, mask = one_layer(tokens, vocabulary)
 
     def call() -> None:
-        network(prompt, ids, torch.ones_like(ids, dtype=torch.bool)).logprobs.sum().backward()
+        network(prompt, ids, mask).logprobs.sum().backward()
         network.zero_grad()
 
     return call

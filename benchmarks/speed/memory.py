@@ -12,13 +12,13 @@ import torch
 from bench_speed import Line
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from segpo_core.config import from_dict
-from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.load import load_processor
 from segpo_core.tasks.shapes import ShapesTask
 from segpo_core.training.loop import Trainer
+from speed.one_layer import one_layer
 from speed.steps import MODEL
 
 
@@ -113,15 +113,7 @@ def updates(folder: Path, small: bool) -> Iterator[Line]:
 def lines(folder: Path, small: bool) -> Iterator[Line]:
     """One completion of many tokens under a vocabulary of 150,000."""
     tokens, vocabulary = (64, 20_000) if small else (2048, 150_000)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
-    )  # fmt: skip
-    network = ActorCritic(LlamaForCausalLM(config).eval(), suppressed=[])
-    prompt = {name: torch.ones(1, 4, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    ids = torch.randint(vocabulary, (1, tokens))
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    network, prompt, ids, mask = one_layer(tokens, vocabulary)
 
     def backward(loss: Tensor) -> None:
         loss.backward()
