@@ -27,7 +27,7 @@ from speed.one_layer import one_layer  # noqa: E402
 
 import segviz as sv  # noqa: E402
 from segpo_core import advantages  # noqa: E402
-from segpo_core.prefix_tree import prefix_tree  # noqa: E402
+from segpo_core.prefix_tree import prefix_tree, prefix_values  # noqa: E402
 from segpo_core.record.store import Recorder, read_rollouts  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -57,7 +57,7 @@ def group(size: int, place: Path) -> Prepared:
     def call() -> None:
         advantages.group_relative(rewards, number)
         advantages.leave_one_out(rewards, number)
-        advantages.prefix_values(ids, mask, rewards, number)
+        prefix_values(ids, mask, rewards, number)
 
     return call
 

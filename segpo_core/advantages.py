@@ -51,27 +51,6 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     return _centre(rewards, scored, peers) * size / (size - 1).clamp(min=1)
 
 
-def prefix_values(completion_ids: Tensor, mask: Tensor, rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """TEMPO: V of every prefix, the mean reward of the group's completions that begin with it → ([B, T + 1], their
-    number, long [B, T + 1]) (arXiv 2509.18314, prefix to tree).
-
-    Column t is the prefix before token t, column T what the whole row is. Beyond a completion's end the last value
-    stays. `completion_ids` is long [B, T]. A NaN reward (no verdict) counts nowhere; NaN where only such begin so.
-    """
-    scored, peers = _peers(rewards, group)
-    row, other = peers.nonzero().unbind(1)  # B · G pairs instead of B · B, for one look at the data
-    shared = ((completion_ids[row] == completion_ids[other]) & mask[row] & mask[other]).int().cumprod(1).sum(1)
-    lengths = mask.sum(1)
-    place = torch.arange(mask.shape[1] + 1, device=mask.device)
-    begins = torch.minimum(place, lengths[row, None]) <= shared[:, None]
-    # Counted from the row's own reward: where all agree, the value is that reward exactly and differences are 0.
-    own = torch.where(scored, rewards, 0)
-    above = torch.where(begins, (rewards[other] - own[row])[:, None], 0)
-    number = torch.zeros(len(mask), len(place), dtype=torch.long, device=mask.device).index_add_(0, row, begins.long())
-    total = above.new_zeros(number.shape).index_add_(0, row, above)
-    return torch.where(number > 0, own[:, None] + total / number.clamp(min=1), torch.nan), number
-
-
 # --- rewards at tokens ----------------------------------------------------------------------------
 
 

@@ -62,14 +62,10 @@ def prefix_tree(ids: Tensor, mask: Tensor, group: Tensor, logprobs: Tensor, rewa
     """
     judged = ~rewards.isnan()
     mask = mask & judged[:, None]
-    # Sorted rows: those that begin alike are neighbours, so each state is one run of rows in its column.
-    table = torch.cat([group[:, None], torch.where(mask, ids, -1)], dim=1)
-    rows, inverse = table.unique(dim=0, return_inverse=True)
-    same = (rows[1:] == rows[:-1]).cumprod(dim=1).bool()
+    rows, inverse, new = _sorted(ids, mask, group)
     real = rows >= 0
     real[:, 0] = True
-    new = real.clone()
-    new[1:] &= ~same
+    new &= real
     owner = torch.where(new, torch.arange(len(rows), device=ids.device)[:, None], -1).cummax(dim=0).values
     # Prompts first, then depth first.
     prompts = int(new[:, 0].sum())
@@ -97,6 +93,43 @@ def prefix_tree(ids: Tensor, mask: Tensor, group: Tensor, logprobs: Tensor, rewa
     number_of.scatter_add_(0, end, torch.ones_like(end, dtype=torch.float64))
     reward = torch.where(number_of > 0, total / number_of.clamp(min=1), torch.nan)
     return PrefixTree(before, after, parent, prob, reward, row, length)
+
+
+def prefix_values(ids: Tensor, mask: Tensor, rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """TEMPO: V of every prefix, the mean reward of the group's completions that begin with it → ([B, T + 1], their
+    number, long [B, T + 1]) (arXiv 2509.18314, prefix to tree).
+
+    Column t is the prefix before token t, column T what the whole row is. Beyond a completion's end the last value
+    stays. A NaN reward (no verdict) counts nowhere; NaN where only such begin so. In the rewards' own precision.
+
+    Args:
+        ids: long [B, T]; mask: bool [B, T]; rewards: [B]; group: long [B].
+    """
+    rows, inverse, new = _sorted(ids, mask, group)
+    first = torch.where(new, torch.arange(len(rows), device=ids.device)[:, None], -1).cummax(dim=0).values
+    place = torch.arange(mask.shape[1] + 1, device=ids.device)
+    here = torch.minimum(place, mask.sum(1, keepdim=True))
+    state = first[inverse].gather(1, here) * len(place) + here
+    counts = ~rewards.isnan()[:, None] & (place == here)  # each row once in every state that it passes
+    passed, row = state[counts], counts.nonzero()[:, 0]
+    number = torch.zeros(first.numel(), dtype=torch.long, device=ids.device)
+    number.index_add_(0, passed, torch.ones_like(passed))
+    # Counted from one of the state's own rewards: where all agree, the value is that very reward and differences are 0.
+    one = rewards.new_zeros(len(number)).scatter_reduce(0, passed, rewards[row], "amax", include_self=False)
+    above = torch.zeros_like(one).index_add_(0, passed, rewards[row] - one[passed])
+    value = torch.where(number > 0, one + above / number.clamp(min=1), torch.nan)
+    return value[state], number[state]
+
+
+def _sorted(ids: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows long [R, T + 1], which of them each completion is, bool [R, T + 1]): the different completions, their group
+    before their tokens, -1 at padding, sorted. Those that begin alike are neighbours, so a prefix is one run of rows in
+    its column, and the last tensor says where such a run begins."""
+    table = torch.cat([group[:, None], torch.where(mask, ids, -1)], dim=1)
+    rows, inverse = table.unique(dim=0, return_inverse=True)
+    new = torch.ones_like(rows, dtype=torch.bool)
+    new[1:] = ~(rows[1:] == rows[:-1]).cumprod(dim=1).bool()
+    return rows, inverse, new
 
 
 def tree_values(tree: PrefixTree, off: Tensor, off_variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from segpo_core.advantages import group_scale, prefix_values
+from segpo_core.advantages import group_scale
 from segpo_core.algos.base import rewards_of
 from segpo_core.algos.grpo import GRPO
+from segpo_core.prefix_tree import prefix_values
 from segpo_core.segments import roles
 from segpo_core.types import Credit, Rollouts
 

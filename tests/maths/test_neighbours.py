@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpo_core.advantages import group_relative, prefix_values, tree_advantages, tree_rl_advantages
+from segpo_core.advantages import group_relative, tree_advantages, tree_rl_advantages
 from segpo_core.losses import MOST_DIVERGENCE, divergence_to_keep
+from segpo_core.prefix_tree import prefix_values
 from segpo_core.types import pad_rows
 from segpo_core.weights import grounded_weights, image_k3, seeing_completions, seeing_tokens, top_entropy
 
