@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from shutil import rmtree
@@ -75,6 +75,18 @@ class Prompt:
     ids: list[int]  #: as the network reads it
     sent: list[int]  #: the same with one image token an image
     images: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One continuation, before it is drawn."""
+
+    prompt: Prompt
+    begun: list[int]  #: tokens of the completion so far
+    forbidden: list[int]  #: tokens that it may not begin with
+    name: Name  #: its random stream
+    limit: int
+    temperature: float
 
 
 @dataclass
@@ -149,7 +161,7 @@ class VLLM(Sampler):
 
         def one(i: int) -> Reply:
             prompt, begun, forbidden = inputs[prefix.group[i]], prefix.begun[i], prefix.forbidden[i]
-            return self._continued(prompt, begun, forbidden, names[i], limits[i], temperature)
+            return self._continued(Wanted(prompt, begun, forbidden, names[i], limits[i], temperature))
 
         with ThreadPoolExecutor(max_workers=min(REQUESTS, len(names))) as pool:
             replies = list(pool.map(one, range(len(names))))
@@ -210,39 +222,27 @@ class VLLM(Sampler):
 
     # --- one continuation ---------------------------------------------------------------------------------------
 
-    def _continued(
-        self,
-        prompt: Prompt,
-        begun: list[int],
-        forbidden: list[int],
-        name: Name,
-        limit: int,
-        temperature: float,
-    ) -> Reply:
+    def _continued(self, wanted: Wanted) -> Reply:
         """What forbids a first token forbids it later too, so a first token under a ban is a request of its own."""
-        if not forbidden:
-            return self._generate(prompt, begun, [], (*name, 0), limit, temperature)
-        first = self._generate(prompt, begun, forbidden, (*name, 1), 1, temperature)
+        name, limit = wanted.name, wanted.limit
+        if not wanted.forbidden:
+            return self._generate(replace(wanted, name=(*name, 0)))
+        first = self._generate(replace(wanted, name=(*name, 1), limit=1))
         if limit == 1 or first.ids[-1] in self.eos:
             return first
-        rest = self._generate(prompt, [*begun, *first.ids], [], (*name, 0), limit - 1, temperature)
+        begun = [*wanted.begun, *first.ids]
+        rest = self._generate(replace(wanted, begun=begun, forbidden=[], name=(*name, 0), limit=limit - 1))
         return Reply(first.ids + rest.ids, first.logprobs + rest.logprobs, first.computed + rest.computed)
 
-    def _generate(
-        self,
-        prompt: Prompt,
-        begun: list[int],
-        forbidden: list[int],
-        name: Name,
-        limit: int,
-        temperature: float,
-    ) -> Reply:
-        seed = int(np.random.SeedSequence(name).generate_state(1, np.uint64)[0] >> np.uint64(2))
+    def _generate(self, wanted: Wanted) -> Reply:
+        """One request."""
+        prompt, begun, limit = wanted.prompt, wanted.begun, wanted.limit
+        seed = int(np.random.SeedSequence(wanted.name).generate_state(1, np.uint64)[0] >> np.uint64(2))
         sampling = {
-            "max_tokens": limit, "temperature": temperature, "seed": seed, "logprobs": 0, "detokenize": False,
+            "max_tokens": limit, "temperature": wanted.temperature, "seed": seed, "logprobs": 0, "detokenize": False,
             # ours say what ends a completion, and the server's own are not asked
             "ignore_eos": True, "stop_token_ids": self.eos,
-            "logit_bias": {str(token): NEVER for token in [*self.suppressed, *forbidden]},
+            "logit_bias": {str(token): NEVER for token in [*self.suppressed, *wanted.forbidden]},
         }  # fmt: skip
         body: dict[str, Any] = {"model": self.model, "token_ids": prompt.sent + begun, "sampling_params": sampling}
         if prompt.images:

@@ -156,10 +156,9 @@ def test_image_tokens_are_folded_to_one_an_image():
         folded([9, 9, 9], 9, 2)
 
 
+@pytest.mark.parametrize("both", ["llava"], indirect=True)
 def test_images_that_the_server_reads_otherwise_are_refused(both):
-    engine, ours, theirs, prompts = both
-    if not any(prompts.images):
-        pytest.skip("a text model")
+    engine, _, theirs, prompts = both
     engine.misread = 1
     try:
         with pytest.raises(EngineError, match="reads a prompt with images as other tokens"):
