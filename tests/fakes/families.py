@@ -29,7 +29,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from segpo_core.policy.load import NoVideoProcessor, video_stand_in
+from segpo_core.policy.video import NoVideoProcessor, video_stand_in
 
 GEMMA_WINDOW = 8  # far shorter than the prompts, so that the sliding layers really slide
 _LINES = [

@@ -14,7 +14,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from segpo_core.policy.load import NoVideoProcessor, video_stand_in
+from segpo_core.policy.video import NoVideoProcessor, video_stand_in
 from tests.fakes import families
 from tests.fakes.families import _TEXT, _VISION, _ids, _save, tokenizer
 

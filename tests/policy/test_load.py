@@ -13,7 +13,6 @@ from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
 from segpo_core.policy.load import (
-    NoVideoProcessor,
     context_length,
     disable_dropout,
     eos_token_ids,
@@ -26,8 +25,8 @@ from segpo_core.policy.load import (
     pad_token_id,
     reference_context,
     suppressed_token_ids,
-    video_stand_in,
 )
+from segpo_core.policy.video import NoVideoProcessor, video_stand_in
 from tests.fakes.families import FAMILIES, tokenizer
 
 needs_stand_in = pytest.mark.skipif(is_torchvision_available(), reason="the real video processor is used")
