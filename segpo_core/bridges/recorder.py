@@ -25,7 +25,7 @@ from transformers.image_utils import load_image
 
 from segpo_core.bridges.trl_batch import Asked, Generation, generation, on_cpu, pictures
 from segpo_core.record.rows import rollout_rows
-from segpo_core.record.store import Recorder, forget_after, image_digest
+from segpo_core.record.store import Recorder, forget_after, image_digest, images_of
 from segpo_core.segments import sequence_level
 from segpo_core.training.diagnostics import describe
 from segpo_core.types import Credit
@@ -201,11 +201,9 @@ class RunRecorder(TrainerCallback):
 
     def _table(self, batch: _Batch) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """(rows, images by digest) of one batch."""
-        made, images, digests = batch.generation, {}, []
+        made = batch.generation
         examples = [example | {"images": [load_image(i) for i in example["images"]]} for example in made.examples]
-        for example in examples:
-            digests.append([image_digest(image) for image in example["images"]])
-            images |= dict(zip(digests[-1], example["images"], strict=True))
+        digests, images = images_of(examples)
         rows = rollout_rows(
             made.rollouts, batch.credit, examples, digests, step=batch.step, method=self._method()[0],
             first_group=made.first,

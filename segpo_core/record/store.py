@@ -224,6 +224,16 @@ def image_digest(image: Image.Image) -> str:
     return hashlib.sha256(f"{pixels.width} {pixels.height} ".encode() + pixels.tobytes()).hexdigest()
 
 
+def images_of(examples: Iterable[dict[str, Any]]) -> tuple[list[list[str]], dict[str, Image.Image]]:
+    """The digests of each example's images, and the images by digest."""
+    digests, images = [], {}
+    for example in examples:
+        pictures = example.get("images") or []
+        digests.append([image_digest(image) for image in pictures])
+        images |= dict(zip(digests[-1], pictures, strict=True))
+    return digests, images
+
+
 def read_manifest(directory: str | Path) -> dict[str, Any]:
     """`run.json` of a run directory.
 

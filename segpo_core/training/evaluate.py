@@ -10,7 +10,7 @@ import torch
 
 from segpo_core.policy.inputs import Prompts, TooLong
 from segpo_core.record.rows import rollout_rows
-from segpo_core.record.store import CREDIT_SCHEMA, image_digest
+from segpo_core.record.store import CREDIT_SCHEMA, images_of
 from segpo_core.sampling.sampler import Sampler
 from segpo_core.segments import sequence_level
 from segpo_core.tasks.rewards import Text, outside_training, run_rewards, wants
@@ -87,11 +87,8 @@ class Kept:
         if first >= self.size:
             return
         rollouts = rollouts.select(torch.arange(min(len(rollouts), self.size - first)))
-        digests: list[list[str]] = []
-        for example in examples:
-            pictures = example.get("images") or []
-            digests.append([image_digest(image) for image in pictures])
-            self.images |= dict(zip(digests[-1], pictures, strict=True))
+        digests, images = images_of(examples)
+        self.images |= images
         nothing = Credit(
             advantages=torch.where(rollouts.mask, torch.nan, 0.0),
             segment_ids=sequence_level(rollouts.mask),

@@ -27,26 +27,19 @@ from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import find_model, load_processor
 from segpo_core.record.rows import rollout_rows
-from segpo_core.record.store import (
-    Recorder,
-    SchemaError,
-    forget_after,
-    image_digest,
-    metric_steps,
-    read_manifest,
-)
+from segpo_core.record.store import Recorder, forget_after, images_of
 from segpo_core.sampling.chains import estimate_values
 from segpo_core.sampling.generate import check_continuable
 from segpo_core.sampling.nodes import node_rows
 from segpo_core.sampling.server import EngineError
 from segpo_core.segments import TAGS, role_ids
-from segpo_core.training import agreed, checkpoint, evaluate, hub
+from segpo_core.training import checkpoint, evaluate, hub
+from segpo_core.training.beginning import hold_for_all, start_point
 from segpo_core.training.build import build_network
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
 from segpo_core.training.engine import Engine, reachable
-from segpo_core.training.hold import LOCK, Hold
 from segpo_core.training.problems import Problems
-from segpo_core.training.together import all_or_none, check_launcher, everyone, own_part, whole_batch
+from segpo_core.training.together import all_or_none, averaged, check_launcher, everyone, own_part, whole_batch
 from segpo_core.training.update import Learner, Micro
 from segpo_core.training.watch import Clock, Interrupt
 from segpo_core.types import Credit, Rollouts
@@ -104,13 +97,14 @@ class Trainer:
         self.settings = config.to_dict() | self.problems.described
         if model is not None:
             self.settings["model_name_or_path"] = str(getattr(model, "name_or_path", "")) or f"<{type(model).__name__}>"
-        self._look()
+        start = self.directory, config.resume, config.save_steps, self.settings
+        start_point(*start)
         self.repository = ""
         if config.push_to_hub and self.accelerator.is_main_process:
             self.repository = hub.begin(config.hub_model_id or self.directory.name, config.hub_private_repo)
         self.accelerator.wait_for_everyone()  # no process writes before all have looked
-        self._hold()
-        start_from = self._look()  # again, now that nobody else can change it
+        self.hold = hold_for_all(self.directory)
+        start_from = start_point(*start)  # again, now that nobody else can change it
         self.accelerator.wait_for_everyone()
         set_seed(config.seed)
         self._load(start_from)
@@ -144,54 +138,6 @@ class Trainer:
         self.measured: dict[str, float] = {}  #: the last evaluation
 
     # --- setting up ---------------------------------------------------------------------------------------------
-
-    def _hold(self) -> None:
-        """Keep other trainers out of the directory until the end of `run`; the main process does for all.
-
-        Raises:
-            ValueError: another trainer is at work there; every process says so.
-        """
-        self.hold, refusal = None, None
-        if self.accelerator.is_main_process:
-            try:
-                self.hold = Hold(self.directory)
-            except ValueError as error:
-                refusal = str(error)
-        refused = [text for text in everyone([refusal]) if text]
-        if refused:
-            raise ValueError(refused[0])
-
-    def _look(self) -> Path | None:
-        """The checkpoint to go on from, or None for a run from its beginning.
-
-        Raises:
-            ValueError, FileNotFoundError: the directory holds another run, or nothing to resume.
-        """
-        manifest = self.directory / "run.json"
-        began = manifest.exists() or not (self.directory / LOCK).exists()  # else its start was interrupted
-        if self.config.resume and began:
-            agreed.check(self.directory, read_manifest(self.directory)["config"], self.settings)
-            return self._newest()
-        if manifest.exists():
-            raise ValueError(
-                f"{self.directory} already holds a run: resume it (--resume), or name another --output-dir; "
-                "nothing in it was touched"
-            )
-        if self.directory.exists() and any(map(_holds_something, self.directory.iterdir())):
-            raise SchemaError(f"{self.directory} is not empty and is not a run: name another --output-dir")
-        return None
-
-    def _newest(self) -> Path | None:
-        """The newest whole checkpoint; None for a run that was killed before its first one."""
-        try:
-            return checkpoint.latest(self.directory / "checkpoints")
-        except FileNotFoundError:
-            # A run that got past a step at which it saves has lost its checkpoints: what it recorded is kept.
-            recorded, saves = max(metric_steps(self.directory), default=0), self.config.save_steps
-            if saves and recorded > saves:
-                raise
-            log.warning("%s has no checkpoint yet: it starts again from step 0", self.directory)
-            return None
 
     def _load(self, start_from: Path | None) -> None:
         config = self.config
@@ -335,7 +281,7 @@ class Trainer:
         said = self.problems.metrics(whole, left_out, everyone([dict(self.problems.logged)]))
         metrics = said | metrics  # what a reward function logs takes no name that is ours
         times = {f"time/{name}": seconds for name, seconds in clock.laps.items()} | {"time/step": clock.total}
-        metrics |= self.averaged(times)
+        metrics |= averaged(times, self.accelerator)
         metrics["time/tokens_per_second"] = int(whole.mask.sum()) / metrics["time/step"]
         computed = sum(everyone([computed]))
         kept = max(1, int(everything.loss_mask.sum()))  # the cost of what is learnt from: all that was sampled
@@ -394,11 +340,7 @@ class Trainer:
     ) -> dict[str, float]:
         """Write the rollouts, with what the updates did to them."""
         new, ratio, clipped = self.learner.moved(rollouts, credit, micros)
-        digests, images = [], {}
-        for example in examples:
-            names = [image_digest(image) for image in example.get("images") or []]
-            images |= dict(zip(names, example.get("images") or [], strict=True))
-            digests.append(names)
+        digests, images = images_of(examples)
         ids = {"step": self.step, "method": self.method.name, "first_group": first}
         nodes, node_ids = self.method.nodes(rollouts), None
         if nodes is not None:
@@ -428,14 +370,6 @@ class Trainer:
         return dict(self.measured)
 
     # --- housekeeping -------------------------------------------------------------------------------------------
-
-    def averaged(self, metrics: dict[str, float]) -> dict[str, float]:
-        """The mean over processes, name by name; the same names in each."""
-        if self.world == 1:
-            return metrics
-        names = sorted(metrics)
-        values = torch.tensor([metrics[n] for n in names], dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def save(self, must: bool = True) -> bool:
         """Write a checkpoint of the current step. Returns whether that worked.
@@ -468,13 +402,6 @@ class Trainer:
             self.accelerator.log(metrics, step=step)
         if self.on_step and self.accelerator.is_main_process:
             self.on_step(step, metrics, *self.last)
-
-
-def _holds_something(path: Path) -> bool:
-    """Whether a path is more than what an interrupted start leaves behind."""
-    if path.name == LOCK or path.name.endswith(".tmp"):
-        return False
-    return path.is_symlink() or not path.is_dir() or any(map(_holds_something, path.iterdir()))
 
 
 def train(config: TrainConfig, **kwargs: Any) -> Path:

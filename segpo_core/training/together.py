@@ -94,6 +94,15 @@ def everyone(items: list) -> list:
     return gather_object(items)
 
 
+def averaged(metrics: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """The mean over processes, name by name; the same names in each. Every process must call it."""
+    if accelerator.num_processes == 1:
+        return metrics
+    names = sorted(metrics)
+    values = torch.tensor([metrics[n] for n in names], dtype=torch.float64, device=accelerator.device)
+    return dict(zip(names, accelerator.reduce(values, "mean").tolist(), strict=True))
+
+
 def whole_batch(rollouts: Rollouts, first: int) -> Rollouts:
     """The rollouts of all processes, groups numbered over all of them; `tree` is left out.
 
