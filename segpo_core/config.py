@@ -186,12 +186,23 @@ class TrainConfig:
                      "max_completion_length", "max_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.log_eval_completions < 0:
-            raise ValueError(f"log_eval_completions is {self.log_eval_completions}: it must be 0 or more")
+        for name in ("eval_steps", "num_generations_eval", "log_eval_completions", "save_steps", "save_minutes",
+                     "record_steps"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"report_to names {unknown[0]!r}; there are none, {', '.join(TRACKERS)}")
         if self.vllm_python and self.sampler != "vllm":
             raise ValueError("vllm_python names an engine that the run does not use: set sampler to vllm")
+        if self.sampler == "vllm" and not self.vllm_python and not self.vllm_servers:
+            raise ValueError("vllm_server_url is empty: name a server, or set vllm_python, so that the run starts one")
+        bounds = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        low, high = 0.0 if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1]
+        if not 0 <= low <= high or high == 0:
+            raise ValueError(
+                f"vllm_importance_sampling_clip_min and _max are {bounds[0]} and {bounds[1]}: weights are above 0, so "
+                "the smallest must be 0 or more, and the largest above 0 and no smaller"
+            )
         if self.vllm_server_timeout <= 0:
             raise ValueError(f"vllm_server_timeout is {self.vllm_server_timeout}: it must be above 0")
         if self.temperature <= 0:

@@ -28,7 +28,7 @@ class PAPO(GRPO):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.away_coef < 0:
-            raise ValueError(f"away_coef is {self.away_coef}: a negative one would teach the policy not to look")
+            raise ValueError(f"away_coef is {self.away_coef}: it must be 0 or more; a negative one teaches not to look")
 
     @property
     def uses_image_contrast(self) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segpo_core.record.files import read_table, step_files, step_name, step_of, table_bytes, write_atomic
+from segpo_core.record.files import SchemaError, read_table, step_files, step_name, step_of, table_bytes, write_atomic
 
 METRIC_SCHEMA = pa.schema([("step", pa.int32()), ("name", pa.string()), ("value", pa.float64())])
 TOGETHER = 200  #: steps in one file
@@ -31,6 +31,17 @@ def read_metrics(directory: str | Path) -> pa.Table:
 def metric_steps(directory: str | Path) -> list[int]:
     """Steps whose metrics are recorded, in order."""
     return sorted(pc.unique(read_metrics(directory)["step"]).to_pylist())
+
+
+def last_evaluation(directory: str | Path) -> dict[str, float]:
+    """The numbers of the last recorded evaluation, by name; none where there was none, or it cannot be read."""
+    try:
+        table = read_metrics(directory)
+    except (SchemaError, OSError):
+        return {}
+    table = table.filter(pc.match_substring_regex(table["name"], "^eval(_sampled)?/"))
+    last = table.filter(pc.equal(table["step"], pc.max(table["step"])))
+    return dict(zip(last["name"].to_pylist(), last["value"].to_pylist(), strict=True))
 
 
 def put_together(directory: str | Path) -> None:

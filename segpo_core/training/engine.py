@@ -205,9 +205,15 @@ class Engine:
         words = command(config, source, port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as sink:  # a session of its own: Ctrl-C is for the training
-            self.process = subprocess.Popen(
-                words, stdout=sink, stderr=sink, start_new_session=True, env=SETTINGS | dict(os.environ)
-            )
+            try:
+                self.process = subprocess.Popen(
+                    words, stdout=sink, stderr=sink, start_new_session=True, env=SETTINGS | dict(os.environ)
+                )
+            except OSError as error:
+                raise EngineError(
+                    f"vllm_python {words[0]!r} cannot be run ({error.strerror}): name the Python of an environment "
+                    "that has vLLM, such as ~/vllm/bin/python"
+                ) from error
         atexit.register(self.close)  # of a run that is made and never run
         server, until = Server(f"http://127.0.0.1:{port}", 10), time.monotonic() + config.vllm_server_timeout
         while not server.answers():

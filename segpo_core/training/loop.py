@@ -26,6 +26,7 @@ from segpo_core.policy.agreement import agreement
 from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import find_model, load_processor
+from segpo_core.record.metrics import last_evaluation
 from segpo_core.record.rows import rollout_rows
 from segpo_core.record.store import Recorder, forget_after, images_of
 from segpo_core.sampling.chains import estimate_values
@@ -135,7 +136,7 @@ class Trainer:
             )  # fmt: skip
         self.accelerator.wait_for_everyone()
         self.last: tuple[Rollouts | None, Credit | None] = (None, None)
-        self.measured: dict[str, float] = {}  #: the last evaluation
+        self.measured = last_evaluation(self.directory) if self.step else {}
 
     # --- setting up ---------------------------------------------------------------------------------------------
 

@@ -127,6 +127,8 @@ def test_a_server_that_cannot_be_started_is_told_with_its_last_words(llama, tmp_
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\necho "ValueError: no room for the model" >&2\nexit 3\n')
     python.chmod(0o755)
+    with pytest.raises(EngineError, match=r"vllm_python '.*nowhere' cannot be run \(No such file or directory\): name"):
+        trainer_for(llama, tmp_path / "never", "", GRPO(), vllm_python=str(tmp_path / "nowhere"))
     words = dict(vllm_python=str(python), vllm_server_args="--enforce-eager")
     with pytest.raises(EngineError, match="ended: ValueError: no room for the model"):
         trainer_for(llama, tmp_path / "run", "http://127.0.0.1:9", GRPO(), **words)

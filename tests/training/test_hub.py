@@ -108,6 +108,23 @@ def test_the_last_checkpoint_is_pushed_with_its_card(served, tmp_path):
     assert str(tmp_path) not in rest, "folders of this machine are nobody's business"
 
 
+def test_a_run_that_goes_on_knows_its_last_evaluation(tmp_path):
+    def trainer(out, steps, **more):
+        config = config_for(model, tmp_path / out, GRPO(), max_steps=steps, per_device_train_batch_size=4,
+                            eval_size=2, num_generations_eval=1, **more)  # fmt: skip
+        return Trainer(config, task=ToyTask(images=False))
+
+    model = families.llama(tmp_path / "model")
+    first = trainer("run", 2, eval_steps=1)
+    first.run()
+    again = trainer("run", 3, eval_steps=0, resume=True)
+    assert again.measured == first.measured and {"eval/answer", "eval_sampled/answer"} <= again.measured.keys()
+    again.run()
+    cards = [checkpoint.latest(tmp_path / "run" / "checkpoints").with_name(f"step-00000{i}") for i in (2, 3)]
+    two, three = ((card / "README.md").read_text() for card in cards)
+    assert "| answer |" in three and three == two.replace("step 2", "step 3")
+
+
 def test_a_hub_that_is_not_there_is_said_before_anything_is_sampled(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     config = config_for(families.llama(tmp_path / "model"), tmp_path / "mine", GRPO(), push_to_hub=True)
