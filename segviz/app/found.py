@@ -10,18 +10,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from segpo_core.record.blame import BLAMED
 from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import ROLLOUT_SCHEMA, step_of
-from segviz.app.files import Stamp, Watch
+from segviz.app.files import Watch
 from segviz.app.kept import Kept
 from segviz.app.shelf import ShelfRun
-from segviz.parts.scoreboard import COLUMNS, Judged, board, by_method, tally, told, untold
+from segviz.parts.scoreboard import Judged, board, by_method, tally, told, untold
 from segviz.parts.trust import trust
 from segviz.runs.columns import MOST, table_rows
+from segviz.runs.folder import Stamp
 from segviz.show.encode import tidy
 
 BUDGET = 0.4  #: seconds of reading before what is known so far is shown
-_SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in ("step", "group", "sample", *COLUMNS)])
+_SCHEMA = pa.schema([ROLLOUT_SCHEMA.field(name) for name in BLAMED])
 
 Counted = tuple[int, list[Judged]]  #: completions of a file, and where the blame fell in its wrong ones
 
@@ -76,7 +78,7 @@ class Found:
                     if time.monotonic() > until:
                         unread += 1
                         continue
-                    known[name] = stamp, _counted(watch.folder / name)
+                    known[name] = stamp, _counted(watch.path / name)
                 used[name] = known[name]
                 total += known[name][1][0]
             return used, unread

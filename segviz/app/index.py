@@ -152,7 +152,7 @@ class Index:
             cursor.close()
 
     def _look(self, run: Indexed) -> None:
-        fresh, gone = run.watch.look()
+        fresh, gone = run.watch.changes()
         run.looked = time.monotonic()
         homes = [(span, name) for name in fresh if (span := span_of(name)) is not None and span.several]
         dropped = []
@@ -189,7 +189,7 @@ class Index:
                     table = table.append_column(column, pa.array([value] * len(table), pa.int32()))
                 tables.append(table)
         with self._lock:
-            if self._runs.get(run.watch.folder.parent) is run:  # else it was forgotten meanwhile
+            if self._runs.get(run.watch.path.parent) is run:  # else it was forgotten meanwhile
                 self._take(run, tables, replaced)
         run.todo = run.todo[: len(run.todo) - len(names)]  # only now: until then they are still to come
         run.version += 1
@@ -210,7 +210,7 @@ class Index:
     def _table(self, run: Indexed, name: str) -> pa.Table | None:
         """The light columns of one file; None, and a problem noted, where it cannot be read."""
         try:
-            table = read_table(run.watch.folder / name, _SCHEMA)
+            table = read_table(run.watch.path / name, _SCHEMA)
             asked = cache(question)  # a group shares its prompt
             questions = pa.array(map(asked, table["prompt"].to_pylist()), pa.string())
             kinds = pa.array(map(cache(_kind), table["columns"].to_pylist()), pa.string())
@@ -230,7 +230,7 @@ class Index:
         while not self._closed:
             with self._lock:
                 waiting = [run for run in self._runs.values() if run.todo]
-            waiting = [run for run in waiting if not self.patience.stuck(run.watch.folder.parent)]
+            waiting = [run for run in waiting if not self.patience.stuck(run.watch.path.parent)]
             if not waiting:
                 with self._work:
                     if not self._closed:
@@ -240,7 +240,7 @@ class Index:
                 if self._closed:
                     return
                 with contextlib.suppress(Hangs):  # who asks for it is told
-                    self.patience.ask(run.watch.folder.parent, partial(self._read_batch, run))
+                    self.patience.ask(run.watch.path.parent, partial(self._read_batch, run))
                 time.sleep(0.01)
 
     def _read_batch(self, run: Indexed) -> None:

@@ -158,7 +158,7 @@ class Live:
             rows: list[dict[str, Any]] = []
             for name, _ in files:
                 try:
-                    table = read_table(watch.folder / name, _NEWEST, [] if last is None else [last])
+                    table = read_table(watch.path / name, _NEWEST, [] if last is None else [last])
                 except (ValueError, OSError):  # the index has noted it
                     continue
                 rows += table.to_pylist()

@@ -53,7 +53,7 @@ class MetricLog:
                 self.version += 1
 
     def _look(self) -> None:
-        fresh, gone = self._watch.look()
+        fresh, gone = self._watch.changes()
         self._looked = time.monotonic()
         files = self._watch.files
         if gone:  # put together, resumed, begun anew or deleted: what was read of these steps may be wrong
@@ -79,7 +79,7 @@ class MetricLog:
     def _read(self, name: str) -> bool:
         """Take in a file. Returns whether it was there."""
         try:
-            table = read_table(self._watch.folder / name, METRIC_SCHEMA)
+            table = read_table(self._watch.path / name, METRIC_SCHEMA)
         except FileNotFoundError:
             return False
         except (ValueError, OSError) as error:

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from segpo_core.record.blame import Blame, blame_of
+from segpo_core.record.blame import BLAMED, Blame, blame_of
 from segpo_core.record.store import CREDIT_SCHEMA, read_credit
 from segviz.parts.trust import trust
-from segviz.runs.columns import Rollouts, rollout_columns, whence
+from segviz.runs.columns import Rollouts, Row, rollout_columns, whence
 from segviz.runs.run import Run
 from segviz.show.encode import tidy
 from segviz.show.statistics import wilson
 from segviz.show.theme import method_label
-
-COLUMNS = (
-    "advantages", "loss_mask", "segment_start", "segment_end", "segment_ids", "segment_advantage", "error_start",
-    "error_end", "error_kind", "answer_right",
-)  # fmt: skip
 
 #: Kind of error -> what people call it.
 KINDS = {"perception": "seeing errors", "reasoning": "reckoning errors"}
@@ -26,9 +21,9 @@ Key = tuple[int, int, int]  #: step, group, sample
 Judged = tuple[str, Blame]  #: kind of error, and where the blame fell
 
 
-def scoreboard(source: Rollouts) -> dict[str, Any] | None:
+def scoreboard(source: Rollouts, rows: Sequence[Row] | None = None) -> dict[str, Any] | None:
     """How often the most blamed place of a wrong completion holds its first true error; None where no wrong completion
-    has a known one.
+    has a known one. `rows`: the source's, with `BLAMED`, where they were read before.
 
     Returns:
         {whence, by_token, lines}. A line is {label, wrong, named, share, low, high, chance}: completions with a known
@@ -37,7 +32,7 @@ def scoreboard(source: Rollouts) -> dict[str, Any] | None:
         mean share that the same credit dealt out blindly to its places would give. The first line is of all errors,
         then one for each kind that there is. Shares are None where no place is named.
     """
-    rows = rollout_columns(source, COLUMNS)
+    rows = rollout_columns(source, BLAMED) if rows is None else rows
     wrong = [row for row in rows if row["answer_right"] is False]
     return board([one for _, one in tally(wrong)], whence(wrong, source))
 
@@ -63,15 +58,15 @@ def board(found: Sequence[Judged], whence: str) -> dict[str, Any] | None:
     return {"whence": whence, "by_token": any(one.by_token for _, one in found), "lines": lines}
 
 
-def scored(run: Run) -> dict[str, Any] | None:
+def scored(run: Run, rows: Sequence[Row] | None = None) -> dict[str, Any] | None:
     """The scoreboard of a run: {said, whence, by_token, lines, methods, trust}; None where nothing can be said of its
     credit, or its rollouts cannot be read (`Run.problems` says so).
 
     said: the answer in words. methods: as `by_method`. Where no true error is known, `lines` is empty, and `trust` says
-    in words what is known instead.
+    in words what is known instead. `rows` as in `scoreboard`.
     """
     try:
-        found = scoreboard(run)
+        found = scoreboard(run, rows)
         if found:
             return told(found) | {"methods": by_method(run)}
         lines = trust(run) if run.steps else []
@@ -108,10 +103,9 @@ def by_method(run: Run) -> list[dict[str, Any]]:
         steps = sorted(set(table["step"].to_pylist()) & set(run.steps))
         if not steps or name == run.method:
             continue
-        for row in rollout_columns(run, COLUMNS, steps):
+        for row in rollout_columns(run, BLAMED, steps):
             error[row["step"], row["group"], row["sample"]] = row
-        wanted = [column for column in COLUMNS if column in CREDIT_SCHEMA.names]
-        rows = table.select(["step", "group", "sample", *wanted]).to_pylist()
+        rows = table.select([column for column in BLAMED if column in CREDIT_SCHEMA.names]).to_pylist()
         tallies[name] = dict(tally(_judged(rows, error)))
     common = set(dict(tally(error.values())))
     for one in sorted(tallies.values(), key=len, reverse=True):

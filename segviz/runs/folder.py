@@ -11,8 +11,8 @@ from segpo_core.record.files import Span, shown
 
 SETTLED = 2.0  #: seconds after which a folder's time stamp can be trusted to tell of the next change
 
-#: When a file changed last, in ns, and its size.
-Stamp = tuple[int, int]
+#: When a file changed last, in ns, its size and its inode.
+Stamp = tuple[int, int, int]
 
 
 class Folder:
@@ -23,7 +23,8 @@ class Folder:
         self.files: dict[str, Stamp] = {}  #: in order of their steps; what was put together into another is left out
         self.spans: dict[str, Span] = {}
         self.odd: list[str] = []  #: names of steps that are no plain files
-        self.links: list[str] = []  #: names of links that lead out of `root`, where there is one; they are not read
+        #: Names of links that lead out of `root`, where there is one; they are not read. The folder's own is "".
+        self.links: list[str] = []
         self._stamp: tuple[int, int] | None = None
         self._single: dict[int, list[str]] = {}
         self._several: list[tuple[Span, str]] = []
@@ -53,12 +54,19 @@ class Folder:
                 self._single.setdefault(span.first, []).append(name)
         return True
 
+    def forget(self) -> None:
+        """As if nothing had been there, until the next look."""
+        self.files, self.spans, self.odd, self.links, self._stamp = {}, {}, [], [], None
+        self._single, self._several = {}, []
+
     def at(self, step: int) -> list[str]:
         """Names of the files that may hold a step."""
         return [name for span, name in self._several if span.first <= step <= span.last] + self._single.get(step, [])
 
     def _list(self) -> tuple[dict[str, Stamp], list[str], list[str]]:
         found, odd, links = {}, [], []
+        if self.root and not self.path.resolve().is_relative_to(self.root):
+            return {}, [], [""]
         with os.scandir(self.path) as entries:
             for entry in entries:
                 if not entry.name.startswith("step-") or not entry.name.endswith(".parquet"):
@@ -71,7 +79,7 @@ class Folder:
                 except OSError:  # removed since, or a link to nowhere
                     continue
                 if stat.S_ISREG(facts.st_mode):  # a pipe would keep its reader waiting for ever
-                    found[entry.name] = (facts.st_mtime_ns, facts.st_size)
+                    found[entry.name] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
                 else:
                     odd.append(entry.name)
         return found, odd, links

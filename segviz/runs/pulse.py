@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from segpo_core.record.files import read_plain
+from segpo_core.record.files import read_plain, span_of
 from segviz.runs.run import Run
 
 WINDOW = 50  #: steps whose pace is taken for that of the rest
@@ -40,9 +40,8 @@ def trained_here(path: Path) -> bool | None:
 def pulse(run: Run) -> tuple[int | None, float, float]:
     """Last step with metrics (None: none yet), seconds since the last file, seconds that a step takes (0: not known
     yet)."""
-    written = sorted((int(name[5:11]), mtime / 1e9) for name, (mtime, _) in run.files("metrics").items())
+    written = _written(run)
     begun = (run.path / "run.json").stat().st_mtime
-    # older steps lie together in one file: its time is its last step's
     gaps = [(b - a) / (after - before) for (before, a), (after, b) in pairwise(written[-21:])]
     latest = max([begun, *(at for _, at in written[-1:])])
     return written[-1][0] if written else None, max(0.0, time.time() - latest), median(gaps) if gaps else 0.0
@@ -51,7 +50,7 @@ def pulse(run: Run) -> tuple[int | None, float, float]:
 def seconds_left(run: Run, planned: int) -> float | None:
     """Seconds that the steps up to `planned` will take, evaluations and all, at the pace of the last `WINDOW` steps;
     None before there are two."""
-    written = sorted((int(name[5:11]), mtime / 1e9) for name, (mtime, _) in run.files("metrics").items())[-WINDOW - 1 :]
+    written = _written(run)[-WINDOW - 1 :]
     paces = [((b - a) / (after - before), after - before) for (before, a), (after, b) in pairwise(written)]
     if not paces:
         return None
@@ -59,3 +58,10 @@ def seconds_left(run: Run, planned: int) -> float | None:
     steady = [(pace, steps) for pace, steps in paces if pace <= max(60.0, BREAK * usual)]
     pace = sum(pace * steps for pace, steps in steady) / sum(steps for _, steps in steady)
     return max(0.0, pace * (planned - written[-1][0]))
+
+
+def _written(run: Run) -> list[tuple[int, float]]:
+    """(step, when its metrics were written, in seconds), in order. Of steps that lie together in one file the last is
+    known alone: the file has its time."""
+    spans = ((span_of(name), stamp) for name, stamp in run.files("metrics").items())
+    return sorted((span.last, mtime / 1e9) for span, (mtime, _, _) in spans if span is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from segviz.parts.heading import pictures
 from segviz.parts.scoreboard import scored
 from segviz.parts.story import story
 from segviz.parts.tokens import LONG
-from segviz.runs.columns import rollout_columns
+from segviz.runs.columns import Row, rollout_columns
 from segviz.runs.light import RolloutTable
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
@@ -87,11 +87,12 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
     board["rollouts"] = listed(run, board, {key[0] for _, key in chosen if key}) if rollouts is None else []
     for item in board["rollouts"]:
         embed((item["step"], item["group"], item["sample"]))
-    guided = [] if rollouts is not None else guide(run)
+    judged = _judged(run)
+    guided = [] if rollouts is not None else guide(run, judged or [])
     for stop in guided:
         stop["ribbon"] = embed(stop.pop("key"))
     title = f"{run.name} · {run.method_label}"
-    found, known, told = scored(run), facts(run), story(run)
+    found, known, told = scored(run, judged), facts(run), story(run)
     data = {
         "kind": "report",
         "title": tidy(title),
@@ -122,13 +123,17 @@ def over(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def guide(run: Run) -> list[dict[str, Any]]:
+def _judged(run: Run) -> list[Row] | None:
+    """The rows that scoreboard and tour judge by, read once for both; None where they cannot be read."""
+    try:
+        return rollout_columns(run, BLAMED)
+    except (ValueError, OSError):
+        return None
+
+
+def guide(run: Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A tour of up to three wrong completions: an error in seeing found, one in reckoning found, one missed, each with
     `kind`, `key` and `why` in words. Empty where no error is known or the credit names no place."""
-    try:
-        rows = rollout_columns(run, BLAMED)
-    except (ValueError, OSError):
-        return []
     return [{"kind": kind, "key": key, "why": _explained(run.rollout(*key))} for kind, key in tour(rows).items()]
 
 
