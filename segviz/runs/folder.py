@@ -6,13 +6,19 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from segpo_core.record.files import Span, shown
 
 SETTLED = 2.0  #: seconds after which a folder's time stamp can be trusted to tell of the next change
 
-#: When a file changed last, in ns, its size and its inode.
-Stamp = tuple[int, int, int]
+
+class Stamp(NamedTuple):
+    """What tells whether a file changed."""
+
+    changed: int  #: ns
+    size: int
+    inode: int
 
 
 class Folder:
@@ -79,7 +85,7 @@ class Folder:
                 except OSError:  # removed since, or a link to nowhere
                     continue
                 if stat.S_ISREG(facts.st_mode):  # a pipe would keep its reader waiting for ever
-                    found[entry.name] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+                    found[entry.name] = Stamp(facts.st_mtime_ns, facts.st_size, facts.st_ino)
                 else:
                     odd.append(entry.name)
         return found, odd, links

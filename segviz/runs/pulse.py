@@ -64,4 +64,4 @@ def _written(run: Run) -> list[tuple[int, float]]:
     """(step, when its metrics were written, in seconds), in order. Of steps that lie together in one file the last is
     known alone: the file has its time."""
     spans = ((span_of(name), stamp) for name, stamp in run.files("metrics").items())
-    return sorted((span.last, mtime / 1e9) for span, (mtime, _, _) in spans if span is not None)
+    return sorted((span.last, stamp.changed / 1e9) for span, stamp in spans if span is not None)

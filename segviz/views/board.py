@@ -167,7 +167,7 @@ def status(run: Run) -> str:
         return tidy(f"{run.name}: started{f' {started}' if started else ''}, no step is finished yet.")
     if not isinstance(planned, int) or last >= planned:
         return ""
-    times = [changed / 1e9 for changed, _ in run.files("metrics").values()]
+    times = [stamp.changed / 1e9 for stamp in run.files("metrics").values()]
     written = f", last written {_minute(datetime.fromtimestamp(max(times), UTC).isoformat())}" if times else ""
     known = {True: "It is being trained.", False: "It was stopped: its trainer has ended."}
     how = known.get(trained_here(run.path), "It is still being written, or was stopped.")
