@@ -17,9 +17,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from segpo_core.algos import METHODS, SAPO, Method
+from segpo_core.algos import METHODS, SAPO, Forks, Method
 from segpo_core.loading import absolute, load_object, names_code
 from segpo_core.losses import Correction
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.shipped import shipped
 from segpo_core.trl_names import translate
 
@@ -100,6 +101,13 @@ class TrainConfig:
     """Tokens after which a completion is cut."""
     temperature: float = 1.0
     """Of the sampling distribution; it is in every log-probability and entropy."""
+    top_p: float = 1.0
+    """Draw from the most likely tokens that together have this probability; 1: all. As in TRL, what is trained is the
+    whole distribution: log-probabilities, entropies and ratios know nothing of top_p, top_k and min_p (docs/trl.md)."""
+    top_k: int = 0
+    """Draw from this many of the most likely tokens; 0: all."""
+    min_p: float | None = None
+    """Draw from tokens at least this many times as likely as the most likely one; None: all."""
     sampler: Literal["process", "vllm"] = "process"
     """What draws completions: transformers in this process, or a vLLM server beside it (docs/engines.md)."""
     vllm_server_url: str = "http://127.0.0.1:8000"
@@ -207,6 +215,12 @@ class TrainConfig:
             raise ValueError(f"vllm_server_timeout is {self.vllm_server_timeout}: it must be above 0")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}: sampling needs one above 0")
+        if self.truncation and self.sampler == "vllm" and isinstance(self.algo, Forks):
+            raise ValueError(
+                f"{self.truncation} with sampler vllm: {self.algo.title} draws what its tree does not hold, which a "
+                "vLLM server cannot do within what is left; set sampler to process, or top_p to 1, top_k to 0 and "
+                "min_p to none"
+            )
         if self.num_generations < 2 and self.algo.compares_completions:
             raise ValueError(
                 f"num_generations is {self.num_generations}: {self.algo.title} compares completions of one prompt and "
@@ -217,6 +231,11 @@ class TrainConfig:
                 f"steps_per_generation {self.passes} must be a multiple of gradient_accumulation_steps "
                 f"{self.gradient_accumulation_steps}, so that a step is a whole number of updates"
             )
+
+    @property
+    def truncation(self) -> Truncation:
+        """What may be drawn, by top_p, top_k and min_p."""
+        return Truncation(self.top_p, self.top_k, self.min_p)
 
     @property
     def trackers(self) -> list[str]:

@@ -84,6 +84,28 @@ def _model_init(value: Any, settings: Settings) -> Settings:
     return ours
 
 
+def _turned(turn: Callable[[Any, Settings], Settings], name: str, settings: Settings, source: str) -> Settings:
+    """What becomes of one setting; an error names where it stands."""
+    try:
+        return turn(settings[name], settings)
+    except (ValueError, TypeError, AttributeError) as error:  # not ValueError: a value of another kind altogether
+        said = f"{name}: {settings[name]!r} is no value of this setting"
+        raise ValueError(f"{source}: {error if isinstance(error, ValueError) else said}") from None
+
+
+def _generation(value: Any, settings: Settings) -> Settings:
+    """TRL lets these override its own arguments; max_new_tokens is max_completion_length there too."""
+    ours: Settings = {}
+    for name, given in (value or {}).items():
+        if name in ("temperature", "top_p", "top_k", "min_p"):
+            ours[name] = given
+        elif name in ("max_new_tokens", "max_tokens"):
+            ours["max_completion_length"] = given
+        elif not (name == "do_sample" and given) and not (name == "repetition_penalty" and given == 1):
+            raise ValueError(f"generation_kwargs: {name}={given!r}: {_SAMPLING}")
+    return ours
+
+
 def _report_to(value: Any, settings: Settings) -> Settings:
     names = [value] if isinstance(value, str) else list(value or [])
     names = [name.strip() for one in names for name in one.split(",")]
@@ -174,7 +196,7 @@ def _lora(name: str) -> Callable[[Any, Settings], Settings]:
     )
 
 
-_SAMPLING = "completions are drawn from the whole distribution, whose log-probabilities are trained; set temperature"
+_SAMPLING = "no pass would score what it changes about what is drawn; set temperature, top_p, top_k or min_p"
 _CACHE = "sampling in process has one kind of cache"
 _VLLM = "say it to vLLM's own server, or in vllm_server_args"
 _DATA = "rows are read as they are needed"
@@ -201,6 +223,8 @@ RULES: dict[str, Rule] = {
     "save_total_limit": Rule("none: the default here", turn=_unless_none("save_total_limit")),
     "num_generations_eval": Rule("none: the default here", turn=_unless_none("num_generations_eval")),
     "output_dir": Rule("none: the default here", turn=_unless_none("output_dir")),
+    "top_k": Rule("none, or -1: 0", turn=lambda value, settings: {} if value in (None, -1) else {"top_k": value}),
+    "generation_kwargs": Rule("its temperature, top_p, top_k and min_p; others are refused", turn=_generation),
     "generation_batch_size": Rule("steps_per_generation", turn=_batch),
     "use_cpu": Rule("cpu", turn=lambda value, settings: {"cpu": bool(value)}),
     "resume_from_checkpoint": Rule("true: resume", turn=lambda value, settings: {"resume": True} if value else {}),
@@ -258,11 +282,7 @@ RULES: dict[str, Rule] = {
     "vllm_structured_outputs_regex": Rule(_SAMPLING, (None,)),
     "transformers_continuous_batching_config": Rule("only continuous batching asks", any_value=True),
     # refused, but for the value that changes nothing
-    "top_p": Rule(_SAMPLING, (1, 1.0, None)),
-    "top_k": Rule(_SAMPLING, (0, None)),
-    "min_p": Rule(_SAMPLING, (None, 0.0)),
     "repetition_penalty": Rule(_SAMPLING, (1, 1.0, None)),
-    "generation_kwargs": Rule(_SAMPLING, (None, {})),
     "cache_implementation": Rule(_CACHE, (None,)),
     "chat_template_kwargs": Rule("the chat template is used as it is: change it in the model's folder", (None, {})),
     "use_transformers_continuous_batching": Rule("set sampler to vllm", (False,)),
@@ -324,17 +344,16 @@ def translate(settings: Settings, known: Collection[str], source: str = "the set
     """
     ours: Settings = {}
     words: dict[str, list[str]] = {}
+    if settings.get("generation_kwargs"):  # TRL's own arguments give way to these
+        settings = settings | _turned(_generation, "generation_kwargs", settings, source) | {"generation_kwargs": None}
     for name, value in settings.items():
         value = value.value if isinstance(value, Enum) else value
         rule = RULES.get(name)
         if rule is None or (name in known and rule.turn is None):
             ours[name] = {**ours.get(name, {}), **value} if name in _DICTS and isinstance(value, dict) else value
         elif rule.turn is not None:
-            try:
-                turned = rule.turn(value, settings | {name: ours[name] for name in _DICTS if name in ours})
-            except (ValueError, TypeError) as error:  # TypeError: a list or a mapping where one value belongs
-                said = str(error) if isinstance(error, ValueError) else f"{name}: {value!r} is no value of this setting"
-                raise ValueError(f"{source}: {said}") from None
+            given = settings | {name: value} | {name: ours[name] for name in _DICTS if name in ours}
+            turned = _turned(rule.turn, name, given, source)
             ours |= {k: v for k, v in turned.items() if k == name or k not in settings or k in _DICTS}
         elif any(value is one or (type(value) is not bool and value == one) for one in rule.neutral) or (
             str(value) in rule.neutral

@@ -10,7 +10,8 @@ Conventions, everywhere:
 * `mask` is True at the completion's own tokens, the EOS included. It is made from lengths, never from comparing ids.
 * An optional field that is None was *not measured*. Missing is not zero.
 * `values[b, t]` is V of the state before token t, so `values[b, 0]` is the value of the prompt.
-* Log-probabilities and entropies (nats) are those of the sampling distribution: the temperature is in them.
+* Log-probabilities and entropies (nats) are those of the sampling distribution: the temperature is in them. What top_p,
+  top_k and min_p leave of it is in `engine_logprobs` alone.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class Rollouts:
     sampled_logprobs: Tensor  #: float32 [B, T], recorded by the sampler while it drew the tokens
     entropy: Tensor  #: float32 [B, T], of the distribution that each token was drawn from
 
-    engine_logprobs: Tensor | None = None  #: float32 [B, T], as an engine beside the training said when it drew them;
-    #: `sampled_logprobs` and `entropy` are then those of a pass of the network itself
+    engine_logprobs: Tensor | None = None  #: float32 [B, T], of what the tokens were really drawn from, where that is
+    #: not the network's whole distribution: by an engine beside the training, or of what top_p, top_k and min_p leave;
+    #: `sampled_logprobs` and `entropy` are then the network's own
     engine_weights: Tensor | None = None  #: float32 [B, T], importance weights that answer for the difference
     old_logprobs: Tensor | None = None  #: float32 [B, T], the behaviour policy's, from the scoring pass
     ref_logprobs: Tensor | None = None  #: float32 [B, T], the reference model's

@@ -85,6 +85,11 @@ def test_a_typical_config(caplog):
         (dict(use_dora=True, lora_modules_to_save=["lm_head"]),
          ("lora_args", {"use_dora": True, "modules_to_save": ["lm_head"]})),
         (dict(resume_from_checkpoint=True), ("resume", True)),
+        (dict(top_p=0.9), ("top_p", 0.9)),
+        (dict(top_k=-1), ("top_k", 0)),
+        (dict(min_p=0.1), ("min_p", 0.1)),
+        (dict(generation_kwargs={"top_k": 20, "do_sample": True}, top_k=0), ("top_k", 20)),
+        (dict(max_completion_length=9, generation_kwargs={"max_new_tokens": 5}), ("max_completion_length", 5)),
     ],
 )  # fmt: skip
 def test_what_is_turned_into_settings(settings, expected):
@@ -99,7 +104,12 @@ def test_what_is_turned_into_settings(settings, expected):
     [
         (dict(loss_type="sapo"), "Soft Adaptive .* another method than --method sapo"),
         (dict(loss_type="cispo"), "'cispo' is another objective; there are dapo"),
-        (dict(top_p=0.9), "top_p is 0.9: .*set temperature"),
+        (dict(top_p=1.5), "top_p is 1.5: it is a probability"),
+        (dict(top_k=-2), "top_k is -2: it is a number of tokens"),
+        (dict(min_p=-0.5), "min_p is -0.5: it is a share"),
+        (dict(repetition_penalty=1.1), "repetition_penalty is 1.1: no pass would score .*set temperature, top_p"),
+        (dict(generation_kwargs={"num_beams": 4}), "generation_kwargs: num_beams=4: no pass would score"),
+        (dict(generation_kwargs="top_p"), "generation_kwargs: 'top_p' is no value of this setting"),
         (dict(optim="sgd"), "the optimizer is AdamW"),
         (dict(top_entropy_quantile=0.2), "--method entropy_tokens"),
         (dict(eval_strategy="epoch"), "set eval_steps"),
@@ -125,8 +135,11 @@ def test_flags_take_the_same_names():
     assert (config.num_train_epochs, config.dtype, config.report_to) == (2.0, "bfloat16", "tensorboard,wandb")
     assert (config.algo.scale_rewards, config.algo.loss_type, config.warmup_steps) == ("none", "token-mean", 0.1)
     assert (config.learning_rate, config.lora_target_modules) == (1e-4, None)
-    with pytest.raises(ValueError, match="top_p is 0.9"):
-        parse_train(["--top-p", "0.9"])
+    cut = parse_train(["--method", "forks", "--top-p", "0.9", "--top_k", "20", "--min-p", "0.05"])
+    assert (cut.top_p, cut.top_k, cut.min_p) == (0.9, 20, 0.05)
+    assert parse_train(["--generation-kwargs", '{"top_p": 0.5}']).top_p == 0.5
+    with pytest.raises(ValueError, match="top_p 0.9 with sampler vllm: Fork values draws what its tree does not hold"):
+        of("forks", top_p=0.9, sampler="vllm")
 
 
 def test_epochs_become_steps_and_warm_up_a_share_of_them(tmp_path):

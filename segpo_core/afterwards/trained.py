@@ -29,6 +29,7 @@ from segpo_core.policy.load import (
 from segpo_core.record import store
 from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.sampler import token_pieces
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.tasks import Task, load_task
 from segpo_core.tasks.rewards import load_reward
 from segpo_core.training import checkpoint, evaluate
@@ -66,6 +67,7 @@ class Policy:
         processor: Any,
         *,
         temperature: float = 1.0,
+        truncation: Truncation | None = None,
         max_completion_length: int = 256,
         critic: str | None = None,
         name: str = "",
@@ -83,7 +85,7 @@ class Policy:
         network = ActorCritic(model, suppressed, temperature, critic).to(model.device).eval()
         sampler = InProcess(
             model, get_tokenizer(processor), eos_token_ids(model, processor), suppressed, temperature,
-            max_completion_length,
+            max_completion_length, truncation,
         )  # fmt: skip
         return cls(network, processor, sampler, name or type(model).__name__, **facts)
 
@@ -148,7 +150,7 @@ class Policy:
             except (ValueError, OSError, ImportError) as error:  # the data set, or a module of rewards, is not here
                 reward_funcs, why = [], f"the run's reward functions cannot be loaded: {error}"
         policy = cls.wrap(
-            model, load_processor(source), temperature=config.temperature,
+            model, load_processor(source), temperature=config.temperature, truncation=config.truncation,
             max_completion_length=config.max_completion_length, critic=critic, name=name, step=at,
             reward_funcs=reward_funcs, reward_weights=config.reward_weights, no_rewards=why,
         )  # fmt: skip

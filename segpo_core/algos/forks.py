@@ -61,10 +61,9 @@ class Forks(ChainMethod):
             raise ValueError(f"reading must be 'token' or 'segment', got {self.reading!r}")
 
     def tree(self, rollouts: Rollouts) -> PrefixTree:
-        """The prefix trees of the groups, with probabilities as sampled."""
-        return prefix_tree(
-            rollouts.completion_ids, rollouts.mask, rollouts.group, rollouts.sampled_logprobs, rewards_of(rollouts)
-        )
+        """The prefix trees of the groups, with probabilities as sampled: of what top_p and its kin have left."""
+        drawn = rollouts.sampled_logprobs if rollouts.engine_logprobs is None else rollouts.engine_logprobs
+        return prefix_tree(rollouts.completion_ids, rollouts.mask, rollouts.group, drawn, rewards_of(rollouts))
 
     def segments(self, rollouts: Rollouts) -> Tensor:
         """Where the record's nodes end: at states that branch or are open, the same in all that share them."""

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
 
-from segpo_core.algos import Method
+from segpo_core.algos import Forks, Method
 from segpo_core.bridges.recorder import RunRecorder
 from segpo_core.bridges.trl_batch import Asked, Generation, generation
 from segpo_core.policy.contrasts import contrasts, image_contrast
@@ -32,6 +32,7 @@ from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import get_tokenizer, suppressed_token_ids
 from segpo_core.sampling.generate import InProcess
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.segments import count, segment_mean
 from segpo_core.training.evaluate import reward_texts
 from segpo_core.training.together import own_part, whole_batch
@@ -202,6 +203,7 @@ class SegmentGRPOTrainer(GRPOTrainer):
                 sampler = InProcess(
                     model, get_tokenizer(self.processing_class), self.eos_token_ids,
                     suppressed_token_ids(model, self.processing_class), self.temperature, self.max_completion_length,
+                    truncation_of(self.args),
                 )  # fmt: skip
                 method.estimate(sampler, prompts, rollouts, self._reward_of(batch), stream, batch.first)
             if method.uses_contrasts or method.uses_image_contrast:
@@ -280,8 +282,18 @@ def _check_sampling(method: Method, args: GRPOConfig, kwargs: dict[str, Any]) ->
             f"{method.title} samples on from the middle of a completion, and {several[0]} makes completions that are "
             "not the model's alone: choose a method that samples nothing more, such as grpo or tempo"
         )
-    if args.top_p != 1 or args.top_k or args.min_p:
+    if isinstance(method, Forks) and truncation_of(args):
         raise ValueError(
-            f"{method.title} samples on from the whole distribution: leave top_p at 1 and top_k and min_p at 0, or its "
-            "values would be those of another policy"
+            f"{method.title} reads the probabilities that tokens were drawn with, and TRL does not say what "
+            f"{truncation_of(args)} left of them: set top_p to 1, top_k to 0 and min_p to none, or train it with segpo"
         )
+    if args.repetition_penalty != 1 or args.generation_kwargs:
+        raise ValueError(
+            f"{method.title} samples on without repetition_penalty and generation_kwargs, so its values would be those "
+            "of another policy: leave both out"
+        )
+
+
+def truncation_of(args: GRPOConfig) -> Truncation:
+    """What may be drawn, as TRL's sampler has it."""
+    return Truncation(args.top_p, max(args.top_k or 0, 0), args.min_p)

@@ -17,8 +17,8 @@ from segpo_core.segments import starts
 from segpo_core.types import Credit, Rollouts, pad_rows
 
 _TOKEN_FLOATS = (
-    "sampled_logprobs", "old_logprobs", "entropy", "values", "ref_logprobs", "mc_values", "mc_stderr",
-    "perception_contrast", "reasoning_contrast",
+    "sampled_logprobs", "engine_logprobs", "old_logprobs", "entropy", "values", "ref_logprobs", "mc_values",
+    "mc_stderr", "perception_contrast", "reasoning_contrast",
 )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ ROLLOUT_SCHEMA = pa.schema(
         ("token_ids", _ints),
         ("pieces", pa.list_(pa.string())),  # joined they are the text
         ("sampled_logprobs", _floats),
+        ("engine_logprobs", _floats),  # of what was really drawn from, where that is not the network's own
         ("old_logprobs", _floats),
         ("entropy", _floats),
         ("values", _floats),

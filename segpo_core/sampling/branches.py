@@ -29,6 +29,7 @@ class Node:
     logprobs: Tensor  #: float32 [n]
     entropy: Tensor  #: float32 [n]
     finished: bool
+    truncated: Tensor | None  #: float32 [n], as `Draw.truncated`
 
 
 def grow_tree(
@@ -71,6 +72,8 @@ def grow_tree(
     lengths = torch.tensor([line[-1].start + len(line[-1].ids) for line in lines], device=device)
     finished = torch.tensor([leaf.finished for leaf in leaves], device=device)
     draw = Draw(ids, lengths, finished, joined("logprobs"), joined("entropy"), 0)
+    if leaves[0].truncated is not None:
+        draw.truncated = joined("truncated")
     rollouts = sampler.rollouts(draw, torch.tensor([leaf.path[0] for leaf in leaves], device=device))
     rollouts.node_ids = pad_rows(
         [torch.cat([node.ids.new_full(node.ids.shape, number[node.path]) for node in line]) for line in lines], -1
@@ -94,7 +97,7 @@ def _grow(
     """The nodes of the trees of some prompts, level by level."""
     state: Prefix | None = sampler.prefill(prompts, rows)
     empty, device = torch.zeros(0), sampler.device
-    level = [Node((row,), 0, empty.long().to(device), empty.to(device), empty.to(device), False) for row in rows]
+    level = [Node((row,), 0, empty.long().to(device), empty.to(device), empty.to(device), False, None) for row in rows]
     nodes, start = list(level), 0
     for depth, children in enumerate(branch):
         left = sampler.max_completion_length - start
@@ -104,8 +107,11 @@ def _grow(
         copies = torch.arange(len(level), device=device).repeat_interleave(children)
         draw = sampler.continue_from(state.pick(copies), names, [limit] * len(names), keep=limit < left)
         ends = zip(paths, draw.lengths.tolist(), draw.finished.tolist(), strict=True)
+        ids, logprobs, entropy, cut = draw.ids, draw.logprobs, draw.entropy, draw.truncated
         level = [
-            Node(path, start, draw.ids[i, :n], draw.logprobs[i, :n], draw.entropy[i, :n], finished)
+            Node(
+                path, start, ids[i, :n], logprobs[i, :n], entropy[i, :n], finished, None if cut is None else cut[i, :n]
+            )
             for i, (path, n, finished) in enumerate(ends)
         ]
         nodes += level

@@ -24,6 +24,7 @@ from segpo_core.policy.logprobs import Head, backbone, continued, gather, withou
 from segpo_core.sampling.plain import step_of
 from segpo_core.sampling.roomy import arrange, branch, select_rows, with_room
 from segpo_core.sampling.sampler import Draw, Name, Sampler, noise
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.types import pad_rows
 
 
@@ -36,6 +37,7 @@ class State:
     position: Tensor  #: long [u], position of the next token
     logits: Tensor  #: float32 [u, V], of the next token
     node: np.ndarray  #: long [n], the node of each row
+    whole: Tensor | None = None  #: float32 [u, V], logits before tokens were forbidden
 
     def pick(self, rows: Tensor) -> State:
         """The given rows (long [m]), repeats allowed. Consumes this state."""
@@ -49,11 +51,14 @@ class State:
             select_rows(self.cache, rows)
             self.attention_mask, self.position = self.attention_mask[rows], self.position[rows]
             self.logits = self.logits[rows]
+            self.whole = None if self.whole is None else self.whole[rows]
         return self
 
     def forbid(self, rows: Tensor, tokens: Tensor) -> None:
         """The next token of `rows[k]` is not `tokens[k]`, both long [K]."""
-        self.apart().logits[rows, tokens] = torch.finfo(torch.float32).min / 4
+        self.apart()
+        self.whole = self.logits.clone() if self.whole is None else self.whole
+        self.logits[rows, tokens] = torch.finfo(torch.float32).min / 4
 
 
 @dataclass
@@ -140,6 +145,7 @@ class InProcess(Sampler):
         suppressed: ids that are never drawn.
         temperature: of the sampling distribution; recorded log-probabilities and entropies include it.
         max_completion_length: tokens after which a completion is cut.
+        truncation: what may be drawn; recorded log-probabilities and entropies are those of the whole distribution.
     """
 
     def __init__(
@@ -150,7 +156,9 @@ class InProcess(Sampler):
         suppressed: list[int],
         temperature: float = 1.0,
         max_completion_length: int = 256,
+        truncation: Truncation | None = None,
     ):
+        self.truncation = truncation or Truncation()
         self.model, self.tokenizer = model, tokenizer
         self.head = Head(model, suppressed).to(model.device)
         self.eos = torch.tensor(eos, device=model.device)
@@ -200,6 +208,7 @@ class InProcess(Sampler):
         uniform = uniform.to(device)
         until = np.full(n, limit) if limits is None else limits.cpu().numpy()
         temperature = self.temperature if temperature is None else temperature
+        cutting = bool(self.truncation) and temperature > 0
         lengths, finished = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
         rows = np.arange(n)  # which output row each row of the state belongs to
         ends = np.isin(np.arange(state.logits.shape[1]), self.eos.cpu().numpy())
@@ -207,8 +216,13 @@ class InProcess(Sampler):
         step = step_of(self.model, state.cache)
         for t in range(limit):
             at, node = (torch.from_numpy(x).to(device) for x in (rows, state.node))
-            token = choose(state.logits, uniform[at, t], temperature, node)
-            found.append((at, token, *gather(state.logits, token, temperature or 1.0, node)))
+            if cutting:
+                left = self._left(state, temperature)
+                token = choose(left, uniform[at, t], 1.0, node)
+                drawn_with = (left.log_softmax(dim=-1)[node, token].float(),)
+            else:
+                token, drawn_with = choose(state.logits, uniform[at, t], temperature, node), ()
+            found.append((at, token, *gather(state.logits, token, temperature or 1.0, node), *drawn_with))
             lengths[rows] = t + 1
             drawn = token.cpu().numpy()
             ended = ends[drawn]
@@ -228,13 +242,21 @@ class InProcess(Sampler):
             state = State(state.cache, mask, position + 1, logits, nodes)
             computed += len(rows)
         self.tokens_computed += computed
-        # Every step's rows to their places, all at once: [n, T] of token, log-probability, entropy.
+        # Every step's rows to their places, all at once: [n, T] of token, log-probability, entropy (and what is left).
         row, *values = (torch.cat(column) for column in zip(*found, strict=True))
         number = torch.arange(len(found), device=device)
         column = number.repeat_interleave(torch.tensor([len(part[0]) for part in found], device=device))
-        ids, logprobs, entropy = (x.new_zeros(n, len(found)).index_put((row, column), x) for x in values)
+        ids, logprobs, entropy, *left = (x.new_zeros(n, len(found)).index_put((row, column), x) for x in values)
         long, over = (torch.from_numpy(x).to(device) for x in (lengths, finished))
-        return Draw(ids, long, over, logprobs, entropy, computed, state if keep and live.any() else None)
+        on = state if keep and live.any() else None
+        return Draw(ids, long, over, logprobs, entropy, computed, on, *left)
+
+    def _left(self, state: State, temperature: float) -> Tensor:
+        """float64 [u, V]: logits over the temperature, −inf where the truncation leaves a token out. What is forbidden
+        counts there, so that the rest is drawn in its own proportions."""
+        whole = state.logits if state.whole is None else state.whole
+        left_out = self.truncation.left_out(whole.double() / temperature)
+        return (state.logits.double() / temperature).masked_fill(left_out, -torch.inf)
 
     @torch.no_grad()
     def prefixes(self, prompts: Prompts, ids: Tensor, mask: Tensor, group: Tensor) -> Prefixes:

@@ -21,6 +21,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from segpo_core.policy.inputs import Prompts
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.types import Rollouts, length_mask
 
 #: The name of a random stream.
@@ -55,6 +56,7 @@ class Draw:
     entropy: Tensor  #: float32 [n, T]; NaN where the engine does not say
     tokens_computed: int  #: tokens decoded; what rows happen to have in common counts for each of them
     state: Prefix | None = None  #: asked for by `keep`: the rows that did not finish, in order; None where all did
+    truncated: Tensor | None = None  #: float32 [n, T], log-probabilities in what a truncation left; None: without one
 
 
 class Sampler(Protocol):
@@ -62,6 +64,7 @@ class Sampler(Protocol):
 
     tokenizer: Any
     temperature: float  #: of the sampling distribution; log-probabilities and entropies include it
+    truncation: Truncation  #: what may be drawn of it; log-probabilities and entropies are those of all of it
     max_completion_length: int  #: tokens after which a completion is cut
     tokens_computed: int  #: that went through the model so far, as far as the engine says
     device: torch.device  #: where what is drawn lies
@@ -135,6 +138,7 @@ class Sampler(Protocol):
             finished=draw.finished,
             sampled_logprobs=draw.logprobs,
             entropy=draw.entropy,
+            engine_logprobs=draw.truncated,
             texts=["".join(row) for row in pieces],
             pieces=pieces,
         )

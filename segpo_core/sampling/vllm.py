@@ -26,6 +26,7 @@ from transformers import PreTrainedConfig
 from segpo_core.policy.inputs import Prompts
 from segpo_core.sampling.sampler import Draw, Name, Sampler
 from segpo_core.sampling.server import EngineError, Refused, Server
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.types import pad_rows
 
 #: Requests that are under way at once; the server queues what it has no room for.
@@ -112,6 +113,7 @@ class VLLM(Sampler):
         folder: where weights are put for the servers to read, if this process is the one that tells them; else None.
         tag: name of the run among the adapters of a server.
         adapter: weights are those of a LoRA adapter.
+        truncation: what may be drawn; what the server says of probabilities is then that of what is left.
     """
 
     own_scores = False
@@ -130,7 +132,9 @@ class VLLM(Sampler):
         folder: Path | None,
         tag: str,
         adapter: bool,
+        truncation: Truncation | None = None,
     ):
+        self.truncation = truncation or Truncation()
         self.servers, self.server = list(servers), servers[mine]
         self.tokenizer, self.config, self.device = tokenizer, config, device
         self.eos, self.suppressed = sorted(eos), list(suppressed)
@@ -227,6 +231,11 @@ class VLLM(Sampler):
         name, limit = wanted.name, wanted.limit
         if not wanted.forbidden:
             return self._generate(replace(wanted, name=(*name, 0)))
+        if self.truncation:  # the server would forbid first, and then cut what is left
+            raise ValueError(
+                f"a vLLM server cannot leave out tokens of what {self.truncation} leaves: sample in process, or set "
+                "top_p to 1, top_k to 0 and min_p to none"
+            )
         first = self._generate(replace(wanted, name=(*name, 1), limit=1))
         if limit == 1 or first.ids[-1] in self.eos:
             return first
@@ -244,6 +253,9 @@ class VLLM(Sampler):
             "ignore_eos": True, "stop_token_ids": self.eos,
             "logit_bias": {str(token): NEVER for token in [*self.suppressed, *wanted.forbidden]},
         }  # fmt: skip
+        if self.truncation and wanted.temperature > 0:
+            cut = self.truncation
+            sampling |= {"top_p": cut.top_p, "top_k": cut.top_k, "min_p": cut.min_p or 0.0}
         body: dict[str, Any] = {"model": self.model, "token_ids": prompt.sent + begun, "sampling_params": sampling}
         if prompt.images:
             body |= {"content_parts": prompt.images, "return_token_ids": True}

@@ -35,6 +35,7 @@ from segpo_core.policy.logprobs import without_adapter
 from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.sampler import Sampler
 from segpo_core.sampling.server import EngineError, Refused, Server
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.sampling.vllm import VLLM
 from segpo_core.training.together import all_or_none, everyone
 from segpo_core.training.update import Learner
@@ -74,7 +75,7 @@ class Engine:
                   config.max_completion_length)  # fmt: skip
         self.sampler: Sampler
         if config.sampler == "process":
-            self.sampler = InProcess(model, get_tokenizer(processor), *common)
+            self.sampler = InProcess(model, get_tokenizer(processor), *common, config.truncation)
             return
         self.folder = directory / "engine.tmp"  # a name that tells of nothing to keep, if the run is killed
         self.log = directory / "engine.log"
@@ -97,7 +98,7 @@ class Engine:
             all_or_none(lambda: self._check(servers[mine]))
             self.sampler = VLLM(
                 servers, mine, get_tokenizer(processor), model.config, *common, learner.accelerator.device,
-                self.folder if rank == 0 else None, tag, config.use_peft,
+                self.folder if rank == 0 else None, tag, config.use_peft, config.truncation,
             )  # fmt: skip
         except BaseException:
             self.close()
@@ -138,7 +139,9 @@ class Engine:
         prompts = Prompts.build([{"prompt": TEXT, "images": []}] * 4, processor, model.config)
 
         def gap() -> float:
+            self.sampler.truncation = Truncation()  # what it leaves out is no gap
             rollouts = self.sampler.groups(prompts, 1, (config.seed, 0))
+            self.sampler.truncation = config.truncation
             self.learner.score_engine(rollouts, prompts, 0)
             assert rollouts.engine_logprobs is not None
             return float((rollouts.sampled_logprobs - rollouts.engine_logprobs)[rollouts.mask].abs().mean())

@@ -72,14 +72,17 @@ class Asked:
     wish: Wish
     rollouts: list[sv.Rollout]
     has_critic: bool
+    cut: str  #: what of the distribution was drawn from, in words; "": all
 
     def told(self) -> dict[str, Any]:
-        """For the list: source, answer (null: not known), temperature, critic, completions with their segments."""
+        """For the list: source, answer (null: not known), temperature and what cuts its tail, critic, completions with
+        their segments."""
         return {
             "source": str(self.wish.source),
             "answer": self.wish.example.get("answer"),
             "picture": self.wish.picture is not None,
             "temperature": self.wish.temperature,
+            "cut": self.cut,
             "critic": self.has_critic,
             "completions": [_told(rollout) for rollout in self.rollouts],
         }
@@ -135,7 +138,7 @@ def ask(studio: Studio, wish: Wish) -> Callable[[Job], Asked]:
         rows = [_row(wish, n, one, told) for n, (one, told) in enumerate(zip(drawn, values, strict=True))]
         images = {} if wish.picture is None else {_sha(wish.picture): png_bytes(wish.picture)}
         cut = sv.annotate([sv.Rollout(row, images) for row in rows], policy.model, policy.processor)
-        return Asked(wish, [_valued(rollout) for rollout in cut], policy.has_critic)
+        return Asked(wish, [_valued(rollout) for rollout in cut], policy.has_critic, str(policy.sampler.truncation))
 
     return work
 
@@ -168,7 +171,8 @@ def resample(studio: Studio, asked: Asked, n: int, segment: int, where: str, num
                 job.say(f"Writing on from {side} segment {segment + 1}", policy.sampler.max_completion_length - at)
                 with interruptible(policy, job):
                     drawn[side] = probe.resample(policy, wish.example, ids, at, draws, seed)
-        who = f"Continuations by the policy that wrote it ({policy.name}), at temperature {wish.temperature:g}."
+        cut = f" with {policy.sampler.truncation}" if policy.sampler.truncation else ""
+        who = f"Continuations by the policy that wrote it ({policy.name}), at temperature {wish.temperature:g}{cut}."
         data = counterfactual_data(drawn["before"], drawn["after"], rollout, segment, who, with_after=where != "before")
         if "answer" not in wish.example:
             data["verdict"] = ["Nothing says which continuation is right: read them below."]

@@ -26,10 +26,12 @@ from segpo_core.algos import (
     SPOChain,
     SPOTree,
 )
+from segpo_core.bridges import trl as bridge
 from segpo_core.bridges.trl import SegmentGRPOTrainer
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import load_processor
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.segments import count
 from tests.fakes import families
 from tests.fakes.toy import lucky_text
@@ -180,6 +182,22 @@ def test_it_trains(tmp_path, method):
     torch.testing.assert_close(torch.tensor(list(trainer._logs["advantages"]))[-8:], means)
 
 
+def test_chains_draw_from_what_trl_draws_from(tmp_path, monkeypatch):
+    made = []
+
+    class Noting(bridge.InProcess):
+        def decode(self, *args, **kwargs):
+            made.append((self.truncation, super().decode(*args, **kwargs)))
+            return made[-1][1]
+
+    monkeypatch.setattr(bridge, "InProcess", Noting)
+    make(tmp_path, SPOChain(num_continuations=2), top_p=0.8, top_k=4, min_p=0.01, max_steps=1).train()
+    assert made and all(cut == Truncation(0.8, 4, 0.01) for cut, _ in made)
+    left = torch.cat([draw.truncated[draw.truncated != 0] for _, draw in made])
+    whole = torch.cat([draw.logprobs[draw.truncated != 0] for _, draw in made])
+    assert len(left) and (left > whole + 0.5).all(), "four tokens of a random model have little of all probability"
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "words"),
     [
@@ -194,7 +212,8 @@ def test_it_trains(tmp_path, method):
         (GRPO(), {"loss_type": "cispo"}, "loss_type is 'cispo'"),
         (GRPO(), {"use_liger_kernel": True}, "use_liger_kernel"),
         (GRPO(), {"multi_objective_aggregation": "normalize_then_sum"}, "weighted sum"),
-        (SPOChain(), {"top_p": 0.9}, "leave top_p at 1"),
+        (Forks(), {"top_p": 0.9}, "TRL does not say what top_p 0.9 left of them"),
+        (SPOChain(), {"repetition_penalty": 1.1}, "samples on without repetition_penalty"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, method, settings, words):

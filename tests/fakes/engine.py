@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from PIL import Image
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from segpo_core.policy.load import load_model
 
@@ -117,8 +118,14 @@ class Engine:
             logits = model(torch.tensor([ids]), **pixels).logits[0, -1].float()
             for token, value in bias.items():
                 logits[token] += value
-            logprobs = (logits / (how["temperature"] or 1.0)).log_softmax(-1)
-            greedy = how["temperature"] == 0
+            logits, greedy = logits / (how["temperature"] or 1.0), how["temperature"] == 0
+            if how.get("min_p") and not greedy:  # vLLM's order
+                logits = MinPLogitsWarper(how["min_p"])(None, logits[None])[0]
+            if how.get("top_k") and not greedy:
+                logits = TopKLogitsWarper(how["top_k"])(None, logits[None])[0]
+            if how.get("top_p", 1) < 1 and not greedy:
+                logits = TopPLogitsWarper(how["top_p"])(None, logits[None])[0]
+            logprobs = logits.log_softmax(-1)
             token = int(logprobs.argmax() if greedy else torch.multinomial(logprobs.exp(), 1, generator=generator))
             content.append({"token_id": token, "logprob": float(logprobs[token]), "rank": 1, "top_logprobs": []})
             ids = [*ids, token]

@@ -21,10 +21,13 @@ def test_what_differs_is_named_and_nothing_is_touched(llama, tmp_path):
     config = config_for(llama, tmp_path / "run", GRPO())
     Trainer(config, task=ToyTask(images=False)).run()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    changed = dataclasses.replace(config, algo=SAPO(), method="sapo", seed=3, temperature=0.5, resume=True, max_steps=9)
+    other = dict(algo=SAPO(), method="sapo", seed=3, temperature=0.5, top_k=5)
+    changed = dataclasses.replace(config, **other, resume=True, max_steps=9)
     with pytest.raises(ValueError, match="begun with other settings") as error:
         Trainer(changed, task=ToyTask(images=False))
-    for told in ("method was 'grpo', is 'sapo'", "seed was 0, is 3", "temperature was 1.0, is 0.5"):
+    for told in (
+        "method was 'grpo', is 'sapo'", "seed was 0, is 3", "temperature was 1.0, is 0.5", "top_k was 0, is 5",
+    ):  # fmt: skip
         assert told in str(error.value)
     assert "max_steps" not in str(error.value)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

@@ -60,6 +60,24 @@ def test_the_engine_follows_the_weights(llama, tmp_path, algo, changes):
         assert numbers(tmp_path / "stale")[3, GAP] > 1e-2
 
 
+@pytest.mark.parametrize("sampler", ["vllm", "process"])
+def test_what_is_drawn_from_is_recorded_and_what_is_trained_is_all_of_it(llama, tmp_path, sampler):
+    """With top_k, both engines draw k tokens; the recorded gap is what that leaves out, the weights of the server's
+    completions answer for it as TRL's do, and ratios begin at 1."""
+    with Engine(llama) as engine:
+        cut = dict(sampler=sampler, top_k=4, num_iterations=2, learning_rate=1e-3, eval_steps=1, eval_size=2)
+        trainer_for(llama, tmp_path / "run", engine.url, GRPO(), max_steps=1, num_generations_eval=2, **cut).run()
+    seen, rows = numbers(tmp_path / "run"), store.read_rollouts(tmp_path / "run").to_pylist()
+    drawn, whole, old = ([x for row in rows for x in row[name]] for name in
+                         ("engine_logprobs", "sampled_logprobs", "old_logprobs"))  # fmt: skip
+    gaps = [a - b for a, b in zip(drawn, whole, strict=True)]
+    assert min(gaps) > 0 and seen[1, GAP] == pytest.approx(sum(gaps) / len(gaps), abs=1e-5)
+    assert old == pytest.approx(whole, abs=1e-4) and seen[1, "sampling_logp_difference"] < 1e-4
+    assert seen[1, "ratio/min"] == pytest.approx(1, abs=0.1) and seen[1, "ratio/max"] == pytest.approx(1, abs=0.1)
+    weights = seen.get((1, "sampling/importance_sampling_ratio/max"))
+    assert (weights is None) if sampler == "process" else weights < 1
+
+
 def test_a_run_whose_engine_dies_is_saved_and_goes_on(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "Server", lambda url, timeout: _quick(url, timeout))
     with Engine(llama) as engine:

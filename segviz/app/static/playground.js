@@ -190,7 +190,7 @@ class PlaygroundPanel extends Panel {
     this.after = h("div", { class: "after" });
     this.results.replaceChildren(
       h("h2", {}, `${n} completion${n === 1 ? "" : "s"} of ${visible(result.source)}`), h("p", { class: "quiet" }, truth,
-        result.temperature === 0 ? " At temperature 0 all are the same, so one was drawn." : ` Temperature ${result.temperature}.`, result.critic ? "" : " This model has no critic, so there are no values."),
+        result.temperature === 0 ? " At temperature 0 all are the same, so one was drawn." : ` Temperature ${result.temperature}${result.cut && `, ${result.cut}`}.`, result.critic ? "" : " This model has no critic, so there are no values."),
       h("div", { class: "answers", role: "group", "aria-label": "Completions" }, this.chips), this.page.el,
       h("div", { class: "probes" },
         h("form", { class: "probe", "aria-label": "Write on", onsubmit: (event) => { event.preventDefault(); this.resample(); } }, h("h3", {}, "Write on from here"),
