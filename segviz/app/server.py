@@ -41,7 +41,7 @@ from segviz.show.view import View
 EXPORTS = "export { render, h, s, num, signed, visible, known, strip, tile, finding };"
 SCRIPTS = (
     "core.js", "live.js", "frame.js", "notes.js", "askbox.js", "table.js", "compare.js", "inspect.js", "scene.js",
-    "playground.js",
+    "playground.js", "trainer.js", "panels.js",
 )  # fmt: skip
 LARGEST_NOTE = 32 * 2**10  #: bytes
 RUNS = 12  #: runs that one question may name

@@ -7,43 +7,20 @@ const MODES = [
   ["time", "One prompt over training", "How a run's answers to one problem change from step to step."],
 ];
 
-class ComparePanel extends Panel {
-  build() {
-    this.runs = [];
-    this.mode = address.get().get("c") ?? "methods";
-    if (!MODES.some(([mode]) => mode === this.mode)) this.mode = "methods";
-    this.tabs = h("div", { class: "modes", role: "group", "aria-label": "What to compare" }, MODES.map(([mode, name]) => button(name, () => this.choose(mode), { "data-mode": mode, class: "mode" })));
-    this.lead = h("p", { class: "lead" });
-    this.stage = h("div", { class: "stage" }, h("div", { class: "loading", role: "status" }, "Reading the runs…"));
-    this.root.append(this.tabs, this.lead, this.stage);
-    this.polls = [new Poll(this, () => "/segpo/api/runs", 3000, (data, error) => {
-      if (error) { if (!this.drawn) this.stage.replaceChildren(notice(error.message, "failed")); return; }
-      const before = this.runs.map((run) => run.name).join("/");
-      this.runs = data.runs;
-      if (before !== data.runs.map((run) => run.name).join("/") || !this.drawn) this.draw();
-    })];
-    address.on(() => {
-      const mode = address.get().get("c") ?? this.mode;
-      const stamp = JSON.stringify([mode, address.rollout()]);
-      if (stamp !== this.stamp && address.get().get("tab") === "compare") { this.mode = mode; this.draw(); }
-    });
-  }
+class ComparePanel extends ModePanel {
+  static TAB = "compare";
+  static KEY = "c";
+  static ASK = "What to compare";
+  static MODES = MODES;
+  static EMPTY = "what it records can be compared here.";
 
-  choose(mode) {
-    this.mode = mode;
-    address.set({ tab: "compare", c: mode });
-    this.draw();
-  }
+  asks() { return address.rollout(); }
 
-  draw() {
-    this.drawn = true;
-    this.stamp = JSON.stringify([this.mode, address.rollout()]);
-    for (const el of this.tabs.children) el.setAttribute("aria-pressed", String(el.dataset.mode === this.mode));
-    this.lead.textContent = MODES.find(([mode]) => mode === this.mode)[2];
+  needsNone() { return this.mode === "right"; }
+
+  present() {
     this.again = null;
-    if (this.mode === "right") return this.right();
-    if (!this.runs.length) { this.stage.replaceChildren(empty("No runs yet", "Start one in the tab “Start a run”; what it records can be compared here.")); return; }
-    ({ methods: () => this.methods(), runs: () => this.prompts(2), time: () => this.time() })[this.mode]();
+    ({ methods: () => this.methods(), runs: () => this.prompts(2), right: () => this.right(), time: () => this.time() })[this.mode]();
   }
 
   select(label, value, names, onchange) {
@@ -68,7 +45,7 @@ class ComparePanel extends Panel {
         h("code", {}, visible(`segpo credit ${about.path} --method grpo,rloo,gspo --steps ${step}`)), ".")] : []));
       this.scores(scores, [run.value]);
       address.set(rollout);
-      this.stamp = JSON.stringify([this.mode, address.rollout()]);
+      this.stamp = this.stampOf();
       frame.show(rollout, "methods");
     };
     const form = h("form", { class: "filters", onsubmit: (event) => { event.preventDefault(); go(); } }, label,
@@ -242,34 +219,4 @@ class ComparePanel extends Panel {
     this.again = () => { frame.again(); draw(); };
     el.replaceChildren(h("h2", {}, visible(example)), h("div", { class: `sides${two ? " two" : ""}` }, sides.map(side)), frame.el);
   }
-}
-
-// --- the process that was started here --------------------------------------------------------------------------------
-
-class TrainerPanel extends Panel {
-  build() {
-    this.words = h("p", { class: "lead", role: "status" });
-    this.link = button("Watch it live", () => { address.set({ tab: "live", live: [this.name] }, true); showTab("live"); }, { hidden: true });
-    this.stop = button("Stop after this step", async () => { this.stop.disabled = true; await fetch("/segpo/api/trainer/stop", { method: "POST" }); this.polls[0].now(); }, { hidden: true, class: "button stop" });
-    this.output = h("pre", { class: "output", tabindex: "0", "aria-label": "What the training says" });
-    this.root.append(h("section", { class: "trainer" }, h("h2", {}, "Training"), this.words, h("p", { class: "buttons" }, this.link, this.stop), this.output));
-    this.polls = [new Poll(this, () => "/segpo/api/trainer", 1000, (data, error) => {
-      if (error) { this.words.replaceChildren(notice(error.message, "failed")); return; }
-      this.name = data.name;
-      this.words.textContent = data.words;
-      this.root.dataset.state = data.state;
-      this.stop.hidden = data.state !== "running" && data.state !== "stopping";
-      this.stop.disabled = false;
-      this.stop.textContent = data.state === "stopping" ? "Stop at once" : "Stop after this step";
-      this.link.hidden = !data.name || data.state === "failed";
-      const down = this.output.scrollTop + this.output.clientHeight >= this.output.scrollHeight - 8;
-      this.output.textContent = visible(data.output);
-      this.output.hidden = !data.output;
-      if (down) this.output.scrollTop = this.output.scrollHeight;
-    })];
-  }
-}
-
-for (const [name, panel] of [["top", Top], ["live", LivePanel], ["rollouts", RolloutsPanel], ["compare", ComparePanel], ["trainer", TrainerPanel]]) {
-  customElements.define(`segpo-${name}`, panel);
 }

@@ -32,6 +32,51 @@ class Panel extends HTMLElement {
   get shown() { return !document.hidden && this.getClientRects().length > 0; }
 }
 
+/** A tab that asks one of several questions, with the runs at hand. A tab says TAB (its name), KEY (of the question in the address),
+ *  ASK (what the row of questions is called), MODES ([name, title, lead]), EMPTY (what could be done if there were a run), and draws with
+ *  `present()`; what it shows beyond the question stands in `asks()`, and it is drawn again where the address says something else. */
+class ModePanel extends Panel {
+  build() {
+    this.runs = [];
+    this.mode = this.wanted() ?? this.constructor.MODES[0][0];
+    this.modes = h("div", { class: "modes", role: "group", "aria-label": this.constructor.ASK }, this.constructor.MODES.map(([mode, title]) => button(title, () => this.choose(mode), { "data-mode": mode, class: "mode" })));
+    this.lead = h("p", { class: "lead" });
+    this.stage = h("div", { class: "stage" }, h("div", { class: "loading", role: "status" }, "Reading the runs…"));
+    this.root.append(this.modes, this.lead, this.stage);
+    this.polls = [new Poll(this, () => "/segpo/api/runs", 3000, (data, error) => {
+      if (error) { if (!this.drawn) this.stage.replaceChildren(notice(error.message, "failed")); return; }
+      const names = data.runs.map((run) => run.name).join("/");
+      this.runs = data.runs;
+      if (names !== this.names || !this.drawn) { this.names = names; this.draw(); }
+    })];
+    address.on(() => {
+      if (address.get().get("tab") !== this.constructor.TAB || this.stampOf() === this.stamp) return;
+      this.mode = this.wanted() ?? this.mode;
+      this.draw();
+    });
+  }
+
+  /** The question that the address names, if there is such a one. */
+  wanted() { const mode = address.get().get(this.constructor.KEY); return this.constructor.MODES.some(([known]) => known === mode) ? mode : undefined; }
+
+  stampOf() { return JSON.stringify([this.wanted() ?? this.mode, this.asks()]); }
+
+  choose(mode) {
+    this.mode = mode;
+    address.set({ tab: this.constructor.TAB, [this.constructor.KEY]: mode });
+    this.draw();
+  }
+
+  draw() {
+    this.drawn = true;
+    this.stamp = this.stampOf();
+    for (const el of this.modes.children) el.setAttribute("aria-pressed", String(el.dataset.mode === this.mode));
+    this.lead.textContent = this.constructor.MODES.find(([mode]) => mode === this.mode)[2];
+    if (this.runs.length || this.needsNone?.()) this.present();
+    else this.stage.replaceChildren(empty("No runs yet", `Start one in the tab “Start a run”; ${this.constructor.EMPTY}`));
+  }
+}
+
 const theme = () => (document.body.classList.contains("dark") ? "dark" : "light");
 
 // --- the address: what is shown can be sent to somebody else --------------------------------------------------------

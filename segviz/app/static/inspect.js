@@ -9,46 +9,17 @@ const QUESTIONS = [
 const RULE_NAMES = [["", "what suits it"], ["entropy", "entropy"], ["probability", "probability"], ["fixed", "fixed length"], ["newline", "line ends"], ["steps", "“Step n”"]];
 const NARROW = 700;  // px; below, the panels of a figure stand under each other
 
-class InspectPanel extends Panel {
-  build() {
-    this.runs = [];
-    this.mode = address.get().get("q");
-    if (!QUESTIONS.some(([mode]) => mode === this.mode)) this.mode = "audit";
-    this.modes = h("div", { class: "modes", role: "group", "aria-label": "What to ask" }, QUESTIONS.map(([mode, name]) => button(name, () => this.choose(mode), { "data-mode": mode, class: "mode" })));
-    this.lead = h("p", { class: "lead" });
-    this.stage = h("div", { class: "stage" }, h("div", { class: "loading", role: "status" }, "Reading the runs…"));
-    this.root.append(this.modes, this.lead, this.stage);
-    this.polls = [new Poll(this, () => "/segpo/api/runs", 3000, (data, error) => {
-      if (error) { if (!this.drawn) this.stage.replaceChildren(notice(error.message, "failed")); return; }
-      const names = data.runs.map((run) => run.name).join("/");
-      this.runs = data.runs;
-      if (names !== this.names || !this.drawn) { this.names = names; this.draw(); }
-    })];
-    address.on(() => {
-      const params = address.get();
-      if (params.get("tab") !== "inspect" || this.stampOf() === this.stamp) return;
-      if (QUESTIONS.some(([mode]) => mode === params.get("q"))) this.mode = params.get("q");
-      this.draw();
-    });
-  }
+class InspectPanel extends ModePanel {
+  static TAB = "inspect";
+  static KEY = "q";
+  static ASK = "What to ask";
+  static MODES = QUESTIONS;
+  static EMPTY = "what it records can be inspected here.";
 
   /** What the address says of this tab; its names are its own, so that the rollout that is open elsewhere stays. */
   asks() { const params = address.get(); return Object.fromEntries(["run", "step", "group", "sample"].map((name) => [name, params.get(`i.${name}`)])); }
 
-  stampOf() { return JSON.stringify([address.get().get("q"), this.asks()]); }
-
-  choose(mode) {
-    this.mode = mode;
-    address.set({ tab: "inspect", q: mode });
-    this.draw();
-  }
-
-  draw() {
-    this.drawn = true;
-    for (const el of this.modes.children) el.setAttribute("aria-pressed", String(el.dataset.mode === this.mode));
-    this.lead.textContent = QUESTIONS.find(([mode]) => mode === this.mode)[2];
-    this.stamp = this.stampOf();
-    if (!this.runs.length) { this.stage.replaceChildren(empty("No runs yet", "Start one in the tab “Start a run”; what it records can be inspected here.")); return; }
+  present() {
     const wanted = this.asks(), names = this.runs.map((run) => run.name);
     const readable = this.runs.find((run) => run.state !== "unreadable") ?? this.runs[0];
     const run = h("select", { "aria-label": "Run", onchange: () => this.asked(run.value) }, names.map((name) => h("option", { value: name }, visible(name))));
@@ -134,5 +105,3 @@ function openStep(run, step) {
   address.set({ tab: "inspect", q: "forensics", "i.run": run, "i.step": step, "i.group": null, "i.sample": null }, true);
   showTab("inspect");
 }
-
-customElements.define("segpo-inspect", InspectPanel);

@@ -261,5 +261,3 @@ class PlaygroundPanel extends Panel {
     if (this.below) this.below.frame.to(`/play/${this.below.job}/0?theme=${theme()}`);
   }
 }
-
-customElements.define("segpo-playground", PlaygroundPanel);
