@@ -7,7 +7,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,8 +24,11 @@ class SchemaError(ValueError):
     """The directory is not a run, or was written by another version of the schema."""
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, before: Callable[[], object] | None = None) -> None:
     """Write `data` so that a reader sees the whole file or none, and a power cut leaves no torn one.
+
+    Args:
+        before: called when all is written and nothing can be seen yet; what it raises keeps the file from appearing.
 
     Raises:
         OSError: the disk is full or the place cannot be written; nothing is left behind and an older file stays.
@@ -36,6 +39,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
+        if before is not None:
+            before()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ import re
 import subprocess
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -69,10 +69,13 @@ def nullable(values: Iterable[float]) -> list[float | None]:
 
 
 class Recorder:
-    """Writes one run directory. Rank 0 owns `run.json` and the metrics; each rank writes its own rollouts and nodes."""
+    """Writes one run directory. Rank 0 owns `run.json` and the metrics; each rank writes its own rollouts and nodes.
 
-    def __init__(self, directory: str | Path, rank: int = 0):
-        self.directory, self.rank, self.failures = Path(directory), rank, 0
+    `before`: called before a file appears; it raises OSError where none may any more.
+    """
+
+    def __init__(self, directory: str | Path, rank: int = 0, before: Callable[[], object] | None = None):
+        self.directory, self.rank, self.before, self.failures = Path(directory), rank, before, 0
         self.unwritten: dict[int, dict[str, float]] = {}  #: metrics of steps that wait for their file
         self.manifest: bytes | None = None  #: run.json, written again where somebody removed the directory
         self._covered: float | None = None  #: since when files wait for their removal, which are in another one now
@@ -97,7 +100,7 @@ class Recorder:
             **facts,
         }
         self.manifest = json.dumps(manifest, indent=2, default=str).encode()
-        write_atomic(self.directory / "run.json", self.manifest)
+        write_atomic(self.directory / "run.json", self.manifest, self.before)
 
     def _sweep(self) -> None:
         """Remove the temporary files of writers that were killed. One of a process that lives is left alone: another
@@ -114,7 +117,7 @@ class Recorder:
         if self.manifest is not None and not path.exists():
             with self._counted(step, "run.json"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, self.manifest)
+                write_atomic(path, self.manifest, self.before)
         for late, numbers in list(self.unwritten.items()):
             rows = [{"step": late, "name": name, "value": float(value)} for name, value in sorted(numbers.items())]
             with self._counted(late, "metrics"):
@@ -148,7 +151,7 @@ class Recorder:
                     jpeg = jpeg_of(image)  # encoding a photograph takes far longer than reading one
                     path = self.directory / "images" / f"{digest}{'.png' if jpeg is None else '.jpg'}"
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(path, png_bytes(image) if jpeg is None else jpeg)
+                    write_atomic(path, png_bytes(image) if jpeg is None else jpeg, self.before)
             self._write(self._file(kind, step), rows, ROLLOUT_SCHEMA)
         if kind == "rollouts" and step % together.TOGETHER == 0:
             with self._counted(step, "older rollouts"):
@@ -180,7 +183,7 @@ class Recorder:
     def _write(self, name: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)  # someone may have removed it
-        write_atomic(path, table_bytes(pa.Table.from_pylist(rows, schema=schema)))
+        write_atomic(path, table_bytes(pa.Table.from_pylist(rows, schema=schema)), self.before)
 
     @contextlib.contextmanager
     def _counted(self, step: int, what: str) -> Iterator[None]:

@@ -37,6 +37,7 @@ from torch import Tensor
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.sharding import load_optimizer_state
 from segpo_core.record.store import read_plain, step_name, step_of
+from segpo_core.training.hold import Hold, still_held
 from segpo_core.training.together import everyone
 
 #: Seconds before a checkpoint that must be is tried again: a network file system comes back, a disk is freed.
@@ -56,6 +57,7 @@ def save(
     keep: int,
     waits: Sequence[float] = (),
     card: str = "",
+    hold: Hold | None = None,
 ) -> Path:
     """Write the checkpoint of `step` under `directory`, then remove all but the newest `keep`. Every process must call.
 
@@ -66,14 +68,17 @@ def save(
         facts: goes into trainer.json.
         waits: seconds before each further attempt, where one fails.
         card: text of README.md; none where it is empty.
+        hold: the main process's, of the run directory.
 
     Raises:
+        TakenOver: that is another trainer's by now; in every process.
         OSError: no space left, say; in every process. Earlier checkpoints are untouched and no torn one is visible.
     """
     target = directory / step_name(step)
     for wait in (*waits, None):
+        still_held(hold)
         try:
-            _write(target, step, network, weights, optimizer, processor, facts, card)
+            _write(target, step, network, weights, optimizer, processor, facts, card, hold)
             break
         except OSError as error:
             if wait is None:
@@ -91,7 +96,7 @@ def save(
 
 def _write(
     target: Path, step: int, network: ActorCritic, weights: dict[str, Tensor], optimizer: dict[str, Any],
-    processor: Any, facts: dict, card: str,
+    processor: Any, facts: dict, card: str, hold: Hold | None,
 ) -> None:  # fmt: skip
     """One attempt: each process writes its part, rank 0 what is whole, and the end. Any error but OSError of a library
     that writes a part of it becomes one, and an error of one process is one of all."""
@@ -136,6 +141,8 @@ def _write(
         for path in (*written, temporary / "trainer.json"):
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
+        if hold is not None:
+            hold.check()
         remove(target)
         os.replace(temporary, target)
 

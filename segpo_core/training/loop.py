@@ -39,6 +39,7 @@ from segpo_core.training.beginning import hold_for_all, start_point
 from segpo_core.training.build import build_network
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
 from segpo_core.training.engine import Engine, reachable
+from segpo_core.training.hold import TakenOver, still_held
 from segpo_core.training.problems import Problems
 from segpo_core.training.together import all_or_none, averaged, check_launcher, everyone, own_part, whole_batch
 from segpo_core.training.update import Learner, Micro
@@ -109,7 +110,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         set_seed(config.seed)
         self._load(start_from)
-        self.recorder = Recorder(self.directory, self.rank)
+        still_held(self.hold)
+        self.recorder = Recorder(self.directory, self.rank, None if self.hold is None else self.hold.check)
         self.step, self.stopped_by = 0, 0
         if start_from is not None:
             self.step = checkpoint.load_optimizer(start_from, self.learner.optimizer)
@@ -341,6 +343,7 @@ class Trainer:
     ) -> dict[str, float]:
         """Write the rollouts, with what the updates did to them."""
         new, ratio, clipped = self.learner.moved(rollouts, credit, micros)
+        still_held(self.hold)
         digests, images = images_of(examples)
         ids = {"step": self.step, "method": self.method.name, "first_group": first}
         nodes, node_ids = self.method.nodes(rollouts), None
@@ -366,6 +369,7 @@ class Trainer:
             everyone=everyone, filter_overlong_prompts=config.filter_overlong_prompts, keep=kept,
             agreed=all_or_none,
         )  # fmt: skip
+        still_held(self.hold)
         if kept.rows:
             self.recorder.evaluation(self.step, kept.rows, kept.images)
         return dict(self.measured)
@@ -376,7 +380,7 @@ class Trainer:
         """Write a checkpoint of the current step. Returns whether that worked.
 
         Raises:
-            OSError: it did not, and it `must`.
+            OSError: it did not, and it `must`; TakenOver: another trainer has the run directory.
         """
         facts = {
             "method": self.method.name, "seed": self.config.seed, "model": str(self.settings["model_name_or_path"]),
@@ -387,9 +391,10 @@ class Trainer:
                 self.processor, facts, self.config.save_total_limit, checkpoint.WAITS if must else (),
                 hub.model_card(self.settings, self.method.title, self.step, self.measured,
                                hasattr(self.processor, "image_processor")),
+                self.hold,
             )  # fmt: skip
         except OSError as error:
-            if must:
+            if must or isinstance(error, TakenOver):
                 raise
             if self.accelerator.is_main_process:
                 log.warning("step %d: no checkpoint, training goes on and tries again: %s", self.step, error)
@@ -397,6 +402,7 @@ class Trainer:
         return True
 
     def _publish(self, step: int, metrics: dict[str, float]) -> None:
+        still_held(self.hold)
         if self.accelerator.is_main_process:
             self.recorder.metrics(step, metrics)
         if self.config.trackers:

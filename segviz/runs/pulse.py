@@ -14,17 +14,20 @@ from segpo_core.record.files import read_plain, span_of
 from segviz.runs.run import Run
 
 WINDOW = 50  #: steps whose pace is taken for that of the rest
+SIGN = 60.0  #: seconds within which a trainer that lives has touched its lock (segpo_core/training/hold.py)
 BREAK = 30  #: steps' time (and a minute) without a file: the run was stopped in between, not slow
 
 
 def trained_here(path: Path) -> bool | None:
-    """Whether a trainer is at work in a run directory: True where it holds `trainer.lock`, False where the one that
-    wrote its name there has ended, None where nobody on this machine can tell."""
+    """Whether a trainer is at work in a run directory: True where it holds `trainer.lock`, or touches it from another
+    machine, False where the one that wrote its name there has ended, None where nobody on this machine can tell."""
     lock = path / "trainer.lock"
     try:
         owner = json.loads(read_plain(lock))
         host, process = str(owner["host"]), int(owner["process"])
-        if host != socket.gethostname() or process <= 0:
+        if host != socket.gethostname():
+            return True if abs(time.time() - lock.stat().st_mtime) < SIGN else None
+        if process <= 0:
             return None
         # looked up, not tried: to try it is to hold it, and a trainer that begins just then would be refused
         if f":{lock.stat().st_ino} " in Path("/proc/locks").read_text():

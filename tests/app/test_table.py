@@ -230,8 +230,13 @@ def test_a_run_that_lives_is_not_called_stopped(tmp_path):
     ):
         if owner is not None:
             (path / "trainer.lock").write_text(json.dumps(owner))
+            os.utime(path / "trainer.lock", (1_000_000, 1_000_000))
         (told,) = shelf.described()
         assert (told["state"], told["words"]) == (state, words)
+    (path / "trainer.lock").write_text(json.dumps({"host": "elsewhere", "process": 7}))  # it was just touched
+    (told,) = shelf.described()
+    assert (told["state"], told["words"]) == ("running", "step 4 of 100, the next takes long")
+    (path / "trainer.lock").unlink()
     hold = Hold(path)
     (told,) = shelf.described()
     hold.release()
