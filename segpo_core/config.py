@@ -410,6 +410,7 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint in (int, float):
-        kinds = (int, float) if hint is float else int
-        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(value, int):
+            return not isinstance(value, bool) and abs(value) < 2**63  # more is no step, no size and no float
+        return hint is float and isinstance(value, float) and math.isfinite(value)
     return isinstance(value, hint) if isinstance(hint, type) else True

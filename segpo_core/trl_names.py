@@ -88,9 +88,11 @@ def _turned(turn: Callable[[Any, Settings], Settings], name: str, settings: Sett
     """What becomes of one setting; an error names where it stands."""
     try:
         return turn(settings[name], settings)
-    except (ValueError, TypeError, AttributeError) as error:  # not ValueError: a value of another kind altogether
-        said = f"{name}: {settings[name]!r} is no value of this setting"
-        raise ValueError(f"{source}: {error if isinstance(error, ValueError) else said}") from None
+    except ValueError as error:
+        said = str(error) if name in str(error) else f"{name}: {error}"
+    except (TypeError, ArithmeticError, AttributeError, LookupError):  # of another kind, or a number beyond all others
+        said = f"{name}: {settings[name]!r:.60} is no value of this setting"
+    raise ValueError(f"{source}: {said}")
 
 
 def _generation(value: Any, settings: Settings) -> Settings:

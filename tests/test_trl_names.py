@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import logging
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,18 @@ def test_every_name_that_is_no_setting_has_a_rule_and_refusals_have_a_way_out():
         if not rule.turn and not rule.any_value and name not in ours:
             with pytest.raises(ValueError, match=rf"^the settings: {name} is 'odd': \w+"):
                 of(**{name: "odd"})
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, math.nan, 10**400, [1], {}, "x", b"\xff", object()], ids=lambda value: f"{value}"[:9]
+)
+@pytest.mark.parametrize("name", sorted(name for name, rule in RULES.items() if rule.turn))
+def test_what_is_turned_is_taken_or_refused_by_name(name, value):
+    """Whatever the value: no error but one that names the setting, or the one that it becomes."""
+    try:
+        of(**{name: value})
+    except ValueError as error:
+        assert name in str(error) or re.match(r"[a-z_]+ must be (float|int)", str(error))
 
 
 def test_a_typical_config(caplog):

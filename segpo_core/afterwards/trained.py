@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,6 +26,7 @@ from segpo_core.policy.load import (
     suppressed_token_ids,
 )
 from segpo_core.record import store
+from segpo_core.record.rows import json_of, where_of
 from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.sampler import token_pieces
 from segpo_core.sampling.truncation import Truncation
@@ -266,9 +266,10 @@ def recorded_example(row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[
         images: sha256 -> bytes of the file, or a PIL image.
 
     Raises:
-        ValueError: an image of the row is missing or cannot be read, or the prompt was not recorded.
+        ValueError: an image of the row is missing or cannot be read, the prompt was not recorded, or a column that
+            should hold JSON does not.
     """
-    where = "step {}, group {}, sample {}".format(*(row.get(name) for name in ("step", "group", "sample")))
+    where = where_of(row)
     if not row.get("prompt"):
         raise ValueError(f"rollout {where} has no recorded prompt, so nothing can be asked about it")
     pictures = []
@@ -285,8 +286,8 @@ def recorded_example(row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[
             except (UnidentifiedImageError, OSError) as error:
                 raise ValueError(f"image {sha[:12]}… of rollout {where} cannot be read: {error}") from error
         pictures.append(picture.convert("RGB"))
-    columns = json.loads(row.get("columns") or "{}")
-    example = {"prompt": json.loads(row["prompt"]), "images": pictures, "id": row.get("example_id") or where, **columns}
+    columns, prompt = json_of(row, "columns", dict) or {}, json_of(row, "prompt", list, str)
+    example = {"prompt": prompt, "images": pictures, "id": row.get("example_id") or where, **columns}
     return example | {"answer": row.get("answer")}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -119,10 +119,12 @@ def rollouts_from_rows(rows: list[dict[str, Any]]) -> Rollouts:
     matter of their method's settings: only those of trees come back.
 
     Raises:
-        ValueError: no rows, or a truth that is no JSON.
+        ValueError: no rows, or one that lacks what was sampled, or whose columns do not fit each other.
     """
     if not rows:
         raise ValueError("there are no recorded rollouts to read: choose a step that was recorded")
+    for row in rows:
+        _check(row)
     lengths = torch.tensor([len(row["token_ids"]) for row in rows])
     mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
     prompts: dict[tuple[int, int], int] = {}
@@ -146,16 +148,58 @@ def rollouts_from_rows(rows: list[dict[str, Any]]) -> Rollouts:
         texts=[row["text"] for row in rows],
         pieces=[row["pieces"] for row in rows],
         reward_parts={},
-        truth=[_truth(row["truth"]) for row in rows],
+        truth=[_truth(row) for row in rows],
         **{name: column(name) for name in _TOKEN_FLOATS},
     )
 
 
-def _truth(text: str | None) -> Any:
+def where_of(row: Mapping[str, Any]) -> str:
+    """Which rollout a row is, in words."""
+    return "step {}, group {}, sample {}".format(*(row.get(name) for name in ("step", "group", "sample")))
+
+
+def json_of(row: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """A column of a recorded row that holds JSON; None where it is empty.
+
+    Raises:
+        ValueError: it holds no JSON, or something of another kind; the rollout and the column are named.
+    """
+    if not row.get(name):
+        return None
     try:
-        return None if text is None else json.loads(text)
-    except RecursionError as error:  # no ValueError, as what is wrong with JSON otherwise
-        raise ValueError("the recorded truth of a rollout is nested beyond all sense") from error
+        value = json.loads(row[name])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"rollout {where_of(row)}: column {name} holds no JSON: {error}") from error
+    if value is not None and not isinstance(value, kinds):
+        raise ValueError(f"rollout {where_of(row)}: column {name} holds {type(value).__name__}, where another belongs")
+    return value
+
+
+def _truth(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    truth = json_of(row, "truth", dict)
+    error = (truth or {}).get("first_error")
+    if error is not None:
+        kinds = {"start": int, "end": int, "kind": str}
+        if not isinstance(error, dict) or not all(isinstance(error.get(k), kind) for k, kind in kinds.items()):
+            raise ValueError(f"rollout {where_of(row)}: column truth: first_error must have {', '.join(kinds)}")
+    return truth
+
+
+def _check(row: Mapping[str, Any]) -> None:
+    """Raise ValueError where a row cannot be a rollout; the column is named."""
+    for name in ("token_ids", "pieces", "text", "finished"):
+        if row.get(name) is None:
+            raise ValueError(f"rollout {where_of(row)} has no {name}: its file is damaged, or of another program")
+    tokens = len(row["token_ids"])
+    for name in ("token_ids", "pieces", "role_ids", "node_ids", *_TOKEN_FLOATS):
+        column = row.get(name)
+        if column is None:
+            continue
+        found = len(column) - (0 if name in _TOKEN_FLOATS else column.count(None))
+        if len(column) != tokens or found != tokens:
+            raise ValueError(
+                f"rollout {where_of(row)}: column {name} has {found} entries for {tokens} tokens: its file is damaged"
+            )
 
 
 def _lists(values: Tensor | None, lengths: list[int]) -> list[list] | None:

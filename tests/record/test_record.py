@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import segviz as sv
+from segpo_core.afterwards.trained import recorded_example
 from segpo_core.algos import GRPO, SAPO
 from segpo_core.record import store
 from segpo_core.record.rows import rollout_rows, rollouts_from_rows, token_span
@@ -178,6 +179,32 @@ def test_reading_nothing_back_is_an_error():
     with pytest.raises(ValueError, match="no recorded rollouts"):
         rollouts_from_rows([])
     assert pad_rows([torch.tensor([1, 2]), torch.tensor([3])], -1).tolist() == [[1, 2], [3, -1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("token_ids", None, "has no token_ids"), ("finished", None, "has no finished"),
+        ("pieces", None, "has no pieces"),
+        ("token_ids", [0, 1, None, 3, 4, 5], "column token_ids has 5 entries for 6 tokens"),
+        ("entropy", [0.1], "column entropy has 1 entries for 6 tokens"),
+        ("truth", "no JSON", "column truth holds no JSON"), ("truth", "[" * 100_000, "column truth holds no JSON"),
+        ("truth", "[]", "column truth holds list"),
+        ("truth", '{"first_error": {"start": "0"}}', "first_error must have start, end, kind"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_a_rollout_is_named(name, value, message):
+    with pytest.raises(ValueError, match=f"^rollout step 3, group 0, sample 0.*{message}"):
+        rollouts_from_rows([rows()[0] | {name: value}, rows()[1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("columns", "${7*7}"), ("columns", "[1]"), ("prompt", "{"), ("prompt", "7")]
+)
+def test_an_example_that_cannot_be_one_is_named(name, value):
+    row = rows()[0] | {"images": [], name: value}
+    with pytest.raises(ValueError, match=f"^rollout step 3, group 0, sample 0: column {name} holds"):
+        recorded_example(row, {})
 
 
 def photograph(rng: np.random.Generator, **more) -> bytes:

@@ -226,6 +226,12 @@ def test_verl_writes_a_run(tmp_path):
     assert run.metrics["reward"].values == [0.5, 1.0] and run.metrics["rewards/acc/mean"].steps == [4, 12]
 
 
+def test_scores_beyond_all_squares_are_shown(tmp_path):
+    (tmp_path / "4.jsonl").write_text("\n".join(verl_line(score=score) for score in (1e308, -1e308, 0.0)))
+    metrics = sv.read_verl(tmp_path).metrics
+    assert metrics["reward"].values == [0.0] and metrics["reward_std"].values[0] == pytest.approx(1e308)
+
+
 def test_verl_writes_numpys_booleans_and_numbers_as_text(tmp_path):
     lines = [
         verl_line(acc="True", score="1.0"),
