@@ -77,9 +77,7 @@ class Dump(Run):
                         columns.setdefault(f"rewards/{name}/mean", []).append(value)
             numbers = {name: sum(values) / len(values) for name, values in columns.items() if values}
             if len(columns["reward"]) > 1:
-                apart = math.hypot(
-                    *(value - numbers["reward"] for value in columns["reward"])
-                )
+                apart = math.hypot(*(value - numbers["reward"] for value in columns["reward"]))
                 numbers["reward_std"] = apart / math.sqrt(len(columns["reward"]) - 1)
             for name, value in numbers.items():
                 series = found.setdefault(name, Series([], []))
