@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.logging import RichHandler
 
+import segpo_core
 from segpo_core.shipped import ROOT
 
 if TYPE_CHECKING:  # the commands import what they need: torch takes seconds, `segpo --help` should not
@@ -42,6 +43,8 @@ COMMANDS = {
 #: Controls (but not new line and tab), marks that turn the direction of writing, and bytes that were no UTF-8.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_TRUST_CODE = {"action": "store_true", "help": "load the files and modules that the run names, and run what is in them"}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0; 1 for an error that was told in one message; 143 or 129 for a training
@@ -54,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: segpo COMMAND [FLAGS]\n")
         print("\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+        return 0
+    if argv[0] == "--version":
+        print(f"segpo {segpo_core.__version__}")
         return 0
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
@@ -184,13 +190,13 @@ def _demo(argv: list[str]) -> int:
     `--no-app` shows nothing, `--alone` leaves GRPO out. `--text` trains a small language model on sums instead, as
     configs/text.yaml says.
     """
+    show = "--no-app" not in argv and sys.stdout.isatty()
+    if show and find_spec("gradio") is None:
+        raise ImportError("the app is not installed: pip install 'segpo[views]', or without it: segpo demo --no-app")
     from segpo_core.config import load_yaml
     from segpo_core.training.beside import Companion
 
-    if find_spec("plotly") is None:
-        raise ImportError("the demo shows what it trains, and its views are not installed: pip install 'segpo[views]'")
     own = [flag for flag in argv if flag not in ("--no-app", "--alone", "--text")]
-    show = "--no-app" not in argv and sys.stdout.isatty()
     text = "--text" in argv
     defaults = load_yaml(ROOT / "configs" / ("text.yaml" if text else "demo.yaml"))
     defaults["output_dir"] = str(_fresh("runs/text" if text else "runs/demo"))
@@ -294,11 +300,7 @@ def _credit(argv: list[str]) -> int:
         "--method", required=True, help="names, with commas between them: grpo,rloo,sapo; your own as file.py:Class"
     )
     parser.add_argument("--steps", help="steps, with commas between them; default: all that were recorded")
-    parser.add_argument(
-        "--trust-code",
-        action="store_true",
-        help="load the files and modules that the run names, and run what is in them",
-    )
+    parser.add_argument("--trust-code", **_TRUST_CODE)
     args = parser.parse_args(argv)
     steps = None if args.steps is None else args.steps.split(",")
     if steps is not None and not all(step.strip().isdigit() for step in steps):
@@ -328,11 +330,6 @@ def _elsewhere(name: str, argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    from segpo_core.afterwards.trained import Policy, run_config, run_of, run_rewards, run_task
-    from segpo_core.tasks import load_task
-    from segpo_core.tasks.rewards import load_reward
-    from segpo_core.training.evaluate import evaluate
-
     parser = argparse.ArgumentParser(prog="segpo evaluate", description="Measure a model on held-out problems (JSON).")
     parser.add_argument("model", nargs="?", default="data/tiny-vlm", help="a run, one of its checkpoints, or a model")
     parser.add_argument(
@@ -347,12 +344,14 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("--size", type=int, default=400, help="held-out problems")
     parser.add_argument("--samples", type=int, default=8, help="sampled completions a problem; 0: greedy only")
     parser.add_argument("--max-completion-length", type=int, help="default: the run's own; of a model, 96")
-    parser.add_argument(
-        "--trust-code",
-        action="store_true",
-        help="load the files and modules that the run names, and run what is in them",
-    )
+    parser.add_argument("--trust-code", **_TRUST_CODE)
     args = parser.parse_args(argv)
+
+    from segpo_core.afterwards.trained import Policy, run_config, run_of, run_rewards, run_task
+    from segpo_core.tasks import load_task
+    from segpo_core.tasks.rewards import load_reward
+    from segpo_core.training.evaluate import evaluate
+
     run, settings = run_of(args.model), _pairs(args.dataset_args)
     own = [load_reward(spec) for spec in args.reward_funcs]
     if run is None or args.dataset is not None:

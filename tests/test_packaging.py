@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 import segpo_core
 import segviz
+from segpo_core.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -163,12 +164,13 @@ def test_old_python_is_refused_with_a_clear_message(clone: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
-def test_version_is_the_projects() -> None:
+def test_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         installed = metadata.version("segpo")
     except metadata.PackageNotFoundError:
         pytest.skip("segpo is not installed here: run `make test`")
     assert segpo_core.__version__ == segviz.__version__ == installed == PROJECT["version"]
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"segpo {installed}\n"
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +231,9 @@ def without_views(folder: Path, *arguments: str) -> subprocess.CompletedProcess[
 @pytest.mark.slow
 def test_training_needs_nothing_that_draws(tmp_path: Path) -> None:
     few = ["--max-steps", "1", "--eval-size", "2", "--per-device-train-batch-size", "8", "--cpu"]
-    trained = without_views(tmp_path, "train", *few, "--output-dir", "run")
+    trained = without_views(tmp_path, "demo", "--no-app", *few)
     assert trained.returncode == 0, trained.stderr
-    written = without_views(tmp_path, "report", "run")
-    assert written.returncode == 0 and (tmp_path / "run" / "report.html").is_file(), written.stderr
+    assert {path.name for path in (tmp_path / "runs" / "demo").glob("*.html")} == {"report.html", "beside.html"}
     said = without_views(tmp_path, "app", ".")
     assert said.returncode == 1 and "Traceback" not in said.stderr
     assert re.search(r"error: the views need \w+, which is not installed: pip install 'segpo\[views\]", said.stderr)

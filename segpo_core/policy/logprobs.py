@@ -85,12 +85,13 @@ def continued(network: nn.Module, inputs: dict[str, Tensor], cache: Any) -> Tens
         inputs: of `prefill_inputs` or `decode_inputs`.
         cache: of `DynamicCache`, as long as the model keeps one.
     """
-    if "cache_params" not in inspect.signature(network.forward).parameters:
-        return network(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+    takes = inspect.signature(network.forward).parameters
+    # transformers 5.24 calls it `cache` everywhere; before, it had two names.
+    name = next((name for name in ("cache", "cache_params") if name in takes), "past_key_values")
     # Mamba and its kin. Their states hold no padding, and a mask is read as one of the new tokens alone.
-    if inputs["attention_mask"].shape != inputs["input_ids"].shape:
-        inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    return network(**inputs, cache_params=cache, use_cache=True).last_hidden_state
+    if cache.layers and all(cache.is_linear) and inputs["attention_mask"].shape != inputs["input_ids"].shape:
+        inputs = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    return network(**inputs, **{name: cache}, use_cache=True).last_hidden_state
 
 
 def gather(logits: Tensor, tokens: Tensor, temperature: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
