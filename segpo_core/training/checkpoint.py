@@ -112,7 +112,8 @@ def _write(
         if rank not in writers:
             return
         policy = {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")}
-        critic = {k: v.contiguous().cpu() for k, v in weights.items() if k in network.critic_names()}
+        own = network.critic_names()
+        critic = {k: v.contiguous().cpu() for k, v in weights.items() if k in own}
         number, count = writers.index(rank) + 1, len(writers)
         place = temporary if count == 1 else temporary / f"part-{number}"
         # transformers writes in rank 0 alone, whatever the others hold
@@ -282,8 +283,8 @@ def load_critic(path: Path, network: ActorCritic) -> None:
         ValueError: it was saved with another kind of critic.
     """
     if critic := read_critic(path):
-        missing = network.load_state_dict(critic, strict=False).missing_keys
-        torn = [name for name in missing if name in network.critic_names()]
+        missing, own = network.load_state_dict(critic, strict=False).missing_keys, network.critic_names()
+        torn = [name for name in missing if name in own]
         if torn:
             raise ValueError(f"the critic in {path} lacks {torn[0]}: it was saved with another kind of critic")
 
