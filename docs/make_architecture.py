@@ -13,7 +13,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 MARKS = ("<!-- rooms -->", "<!-- end of rooms -->")
 PACKAGES = ("segpo_core", "segviz")
 MATHS = ("advantages", "losses", "weights", "segments", "types")  #: one box: the maths is files, not a folder
-HIDDEN = ("loading", "moved", "pictures", "shipped", "trl_names")  #: small helpers that many rooms use
+#: Small helpers that many rooms use.
+HIDDEN = ("loading", "moved", "pictures", "shipped", "trl_names", "trl_turns", "typed")
 
 
 def room(module: str) -> str:

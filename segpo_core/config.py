@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
@@ -23,6 +21,7 @@ from segpo_core.losses import Correction
 from segpo_core.sampling.truncation import Truncation
 from segpo_core.shipped import shipped
 from segpo_core.trl_names import translate
+from segpo_core.typed import typed
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +62,12 @@ class TrainConfig:
     """Rank of the adapters."""
     lora_alpha: int = 32
     """Their scale: alpha / r."""
-    lora_target_modules: list[str] | None = None
-    """Names of the modules that get an adapter; None: every linear layer of the language model."""
+    lora_dropout: float = 0.0
+    """Share of what goes into an adapter that is dropped, in the passes that learn alone: sampling and scoring see the
+    whole policy. All other dropout is off."""
+    lora_target_modules: list[str] | str | None = None
+    """Names of the modules that get an adapter, or a pattern (a regular expression of whole names); None: every linear
+    layer of the language model."""
     lora_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of peft's LoraConfig: use_dora, use_rslora, modules_to_save …"""
 
@@ -213,6 +216,8 @@ class TrainConfig:
             )
         if self.vllm_server_timeout <= 0:
             raise ValueError(f"vllm_server_timeout is {self.vllm_server_timeout}: it must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout is {self.lora_dropout}: it is a probability, from 0 to below 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}: sampling needs one above 0")
         if self.truncation and self.sampler == "vllm" and isinstance(self.algo, Forks):
@@ -236,6 +241,11 @@ class TrainConfig:
     def truncation(self) -> Truncation:
         """What may be drawn, by top_p, top_k and min_p."""
         return Truncation(self.top_p, self.top_k, self.min_p)
+
+    @property
+    def dropout(self) -> float:
+        """`lora_dropout`, where there are adapters."""
+        return self.lora_dropout if self.use_peft else 0.0
 
     @property
     def trackers(self) -> list[str]:
@@ -315,7 +325,7 @@ def from_dict(settings: dict[str, Any], source: str = "the settings", method: st
     mine: dict[str, Any] = {}
     for key in list(settings):
         if key in algo_names:
-            mine[key] = _typed(algo, key, settings.pop(key))
+            mine[key] = typed(algo, key, settings.pop(key))
         elif key in everyones and key not in run_names and method is not None:
             settings.pop(key)  # a file written for one method serves another: what only the first one knows is its own
         elif key not in run_names:
@@ -323,7 +333,7 @@ def from_dict(settings: dict[str, Any], source: str = "the settings", method: st
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{source}: {algo.title} has no setting {key!r}{hint}")
         else:
-            settings[key] = _typed(TrainConfig, key, settings[key])
+            settings[key] = typed(TrainConfig, key, settings[key])
     return TrainConfig(method=name, algo=algo(**mine), **settings)
 
 
@@ -379,38 +389,3 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"config file {path} must be a mapping of settings, such as `max_steps: 200`")
     return loaded
-
-
-def _typed(owner: type, name: str, value: Any) -> Any:
-    """The value, of the type that the field's annotation says. YAML reads 1e-4 as text: number fields get their number.
-
-    Raises:
-        ValueError: it is of another type.
-    """
-    annotation = str(next(f.type for f in dataclasses.fields(owner) if f.name == name))
-    if isinstance(value, str | int) and not isinstance(value, bool) and annotation.startswith("float"):
-        try:
-            value = float(value)
-        except (ValueError, OverflowError):
-            raise ValueError(f"{name} must be a number, not {value!r}") from None
-    if not fits(value, get_type_hints(owner)[name]):
-        raise ValueError(f"{name} must be {annotation.replace('Literal', 'one of ')}, not {value!r}")
-    return value
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as settings have them."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(fits(value, one) for one in args)
-    if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in args)
-    if origin in (list, tuple):
-        return isinstance(value, list | tuple) and all(fits(item, args[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if hint in (int, float):
-        if isinstance(value, int):
-            return not isinstance(value, bool) and abs(value) < 2**63  # more is no step, no size and no float
-        return hint is float and isinstance(value, float) and math.isfinite(value)
-    return isinstance(value, hint) if isinstance(hint, type) else True

@@ -6,13 +6,15 @@ before anything is sampled. docs/trl.md is made from this table.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-Settings = dict[str, Any]
+from segpo_core import trl_turns as turns
+from segpo_core.trl_turns import Settings
+
+Turn = Callable[[Any, Settings], Settings]
 
 
 @dataclass(frozen=True)
@@ -22,180 +24,12 @@ class Rule:
     word: str  #: what is said about it, and about what to set instead
     neutral: tuple[Any, ...] = ()  #: values that change nothing: nothing is said about them
     any_value: bool = False  #: every value is accepted, with the word; else others than the neutral ones are refused
-    turn: Callable[[Any, Settings], Settings] | None = None  #: (value, all settings) -> settings here; may refuse
+    turn: Turn | None = None  #: (value, all settings) -> settings here; may refuse
 
     @property
     def kind(self) -> str:
         """As docs/trl.md puts it."""
         return "turned into" if self.turn else "accepted" if self.any_value else "only its default"
-
-
-def _loss_type(value: Any, settings: Settings) -> Settings:
-    names = {"dapo": "token-mean", "bnpo": "token-mean", "grpo": "seq-mean-token-mean",
-             "dr_grpo": "seq-mean-token-sum-norm"}  # fmt: skip
-    if value == "sapo":
-        raise ValueError(
-            "loss_type 'sapo' is TRL's Soft Adaptive Policy Optimization, another method than --method sapo here "
-            "(Segment-Aligned); leave it out"
-        )
-    if value in ("cispo", "vespo", "luspo"):
-        raise ValueError(f"loss_type {value!r} is another objective; there are {', '.join(names)}")
-    return {"loss_type": names.get(value, value)}
-
-
-def _scale_rewards(value: Any, settings: Settings) -> Settings:
-    return {"scale_rewards": {True: "group", False: "none", "True": "group", "False": "none"}.get(value, value)}
-
-
-def _max_steps(value: Any, settings: Settings) -> Settings:
-    return {} if value in (-1, None) else {"max_steps": value}
-
-
-def _epochs(value: Any, settings: Settings) -> Settings:
-    return {} if value is None or settings.get("max_steps") not in (-1, None) else {"num_train_epochs": float(value)}
-
-
-def _warmup_ratio(value: Any, settings: Settings) -> Settings:
-    return {} if value in (None, 0, 0.0) else {"warmup_steps": float(value)}
-
-
-def _scheduler(value: Any, settings: Settings) -> Settings:
-    return {"lr_scheduler_type": {"constant_with_warmup": "constant"}.get(value, value)}
-
-
-def _dtype(value: Any) -> Settings:
-    name = str(value).removeprefix("torch.")
-    if name in ("float32", "bfloat16"):
-        return {"dtype": name}
-    raise ValueError(f"dtype is float32 or bfloat16 here, not {name}: set dtype")
-
-
-def _bf16(value: Any, settings: Settings) -> Settings:
-    return {"dtype": "bfloat16"} if value and "dtype" not in settings else {}
-
-
-def _model_init(value: Any, settings: Settings) -> Settings:
-    ours: Settings = {}
-    for name, given in (value or {}).items():
-        if name in ("dtype", "torch_dtype"):
-            ours |= _dtype(given)
-        elif not (name == "attn_implementation" and given in ("sdpa", "eager", None)) and given not in (None, False):
-            raise ValueError(f"model_init_kwargs: {name}={given!r} has no counterpart; dtype is the one that has")
-    return ours
-
-
-def _turned(turn: Callable[[Any, Settings], Settings], name: str, settings: Settings, source: str) -> Settings:
-    """What becomes of one setting; an error names where it stands."""
-    try:
-        return turn(settings[name], settings)
-    except ValueError as error:
-        said = str(error) if name in str(error) else f"{name}: {error}"
-    except (TypeError, ArithmeticError, AttributeError, LookupError):  # of another kind, or a number beyond all others
-        said = f"{name}: {settings[name]!r:.60} is no value of this setting"
-    raise ValueError(f"{source}: {said}")
-
-
-def _generation(value: Any, settings: Settings) -> Settings:
-    """TRL lets these override its own arguments; max_new_tokens is max_completion_length there too."""
-    ours: Settings = {}
-    for name, given in (value or {}).items():
-        if name in ("temperature", "top_p", "top_k", "min_p"):
-            ours[name] = given
-        elif name in ("max_new_tokens", "max_tokens"):
-            ours["max_completion_length"] = given
-        elif not (name == "do_sample" and given) and not (name == "repetition_penalty" and given == 1):
-            raise ValueError(f"generation_kwargs: {name}={given!r}: {_SAMPLING}")
-    return ours
-
-
-def _report_to(value: Any, settings: Settings) -> Settings:
-    names = [value] if isinstance(value, str) else list(value or [])
-    names = [name.strip() for one in names for name in one.split(",")]
-    return {"report_to": ",".join(name for name in names if name != "none") or "none"}
-
-
-def _eval_strategy(value: Any, settings: Settings) -> Settings:
-    if str(value) not in ("no", "steps", "IntervalStrategy.NO", "IntervalStrategy.STEPS"):
-        raise ValueError(f"eval_strategy is {value!r}: evaluation goes by steps; set eval_steps (0: never)")
-    return {"eval_steps": 0} if str(value).lower().endswith("no") and not settings.get("eval_steps") else {}
-
-
-def _save_strategy(value: Any, settings: Settings) -> Settings:
-    if str(value) not in ("no", "steps", "SaveStrategy.NO", "SaveStrategy.STEPS"):
-        raise ValueError(f"save_strategy is {value!r}: saving goes by steps; set save_steps (0: only the last)")
-    return {"save_steps": 0} if str(value).lower().endswith("no") else {}
-
-
-def _unless_none(name: str) -> Callable[[Any, Settings], Settings]:
-    return lambda value, settings: {} if value is None else {name: value}
-
-
-def _steps(name: str) -> Callable[[Any, Settings], Settings]:
-    def turn(value: Any, settings: Settings) -> Settings:
-        if value is None:
-            return {}
-        if 0 < value < 1:
-            raise ValueError(f"{name} is {value}: it is a number of steps here, not a share of them")
-        return {name: int(value)}
-
-    return turn
-
-
-def _batch(value: Any, settings: Settings) -> Settings:
-    if value is None:
-        return {}
-    passes = settings.get("per_device_train_batch_size", 8) * int(os.environ.get("WORLD_SIZE", 1))
-    if value % passes:
-        raise ValueError(f"generation_batch_size {value} is no multiple of the {passes} completions of a pass")
-    return {"steps_per_generation": value // passes}
-
-
-def _shuffle(value: Any, settings: Settings) -> Settings:
-    """Shuffled is the default here too, for the tasks that have an order."""
-    return {"dataset_args": {**settings.get("dataset_args", {}), "shuffle_dataset": False}} if value is False else {}
-
-
-def _targets(value: Any, settings: Settings) -> Settings:
-    names = [value] if isinstance(value, str) else value
-    return {"lora_target_modules": None if names in (None, ["all-linear"]) else list(names)}
-
-
-def _use_vllm(value: Any, settings: Settings) -> Settings:
-    return {"sampler": "vllm"} if value else {}
-
-
-def _server(value: Any, settings: Settings) -> Settings:
-    """TRL's server has routes of its own; ours is vLLM's, under the same kind of address."""
-    base = settings.get("vllm_server_base_url")
-    if base is None and settings.get("use_vllm"):
-        host, port = settings.get("vllm_server_host", "0.0.0.0"), settings.get("vllm_server_port", 8000)
-        base = f"http://{host}:{port}"
-    return {} if base is None else {"vllm_server_url": str(base)}
-
-
-def _cap(value: Any, settings: Settings) -> Settings:
-    return {} if value is None else {"vllm_importance_sampling_clip_max": float(value)}
-
-
-def _peft_config(value: Any, settings: Settings) -> Settings:
-    if value is None:
-        return {}
-    given = dict(value) if isinstance(value, dict) else {k: v for k, v in vars(value).items() if not k.startswith("_")}
-    names = {"r": "lora_r", "lora_alpha": "lora_alpha", "target_modules": "lora_target_modules"}
-    ours: Settings = {"use_peft": True} | {names[k]: given[k] for k in names if given.get(k) is not None}
-    if isinstance(ours.get("lora_target_modules"), set):
-        ours["lora_target_modules"] = sorted(ours["lora_target_modules"])
-    ours |= _targets(ours.pop("lora_target_modules", None), settings)
-    if given.get("lora_dropout"):
-        raise ValueError(f"peft_config: lora_dropout is {given['lora_dropout']}: {RULES['lora_dropout'].word}")
-    further = {k: given[k] for k in ("use_dora", "use_rslora", "modules_to_save") if given.get(k)}
-    return ours | ({"lora_args": further} if further else {})
-
-
-def _lora(name: str) -> Callable[[Any, Settings], Settings]:
-    return lambda value, settings: (
-        {"lora_args": {**settings.get("lora_args", {}), name: value}} if value not in (None, False) else {}
-    )
 
 
 _SAMPLING = "no pass would score what it changes about what is drawn; set temperature, top_p, top_k or min_p"
@@ -204,47 +38,73 @@ _VLLM = "say it to vLLM's own server, or in vllm_server_args"
 _DATA = "rows are read as they are needed"
 _LOGGED = "every step is recorded, with every rollout"
 _WHOLE = "has no counterpart"
-_DROPOUT = "dropout is off in every pass, so that a sampled token has the same probability when it is scored"
+_DROPOUT = "dropout is off, but for that of adapters, lora_dropout, in the passes that learn"
+_QUANTIZED = "4- and 8-bit weights are not trained on here: dtype bfloat16 with use_peft is the smallest"
 
 RULES: dict[str, Rule] = {
     # names that are settings here, with other values
-    "loss_type": Rule("dapo, bnpo: token-mean; grpo: seq-mean-token-mean; dr_grpo: seq-mean-token-sum-norm",
-                      turn=_loss_type),
-    "scale_rewards": Rule("true: group; false: none", turn=_scale_rewards),
-    "max_steps": Rule("-1: as num_train_epochs says", turn=_max_steps),
-    "num_train_epochs": Rule("num_train_epochs, unless max_steps is given", turn=_epochs),
-    "warmup_ratio": Rule("warmup_steps below 1", turn=_warmup_ratio),
-    "lr_scheduler_type": Rule("constant_with_warmup: constant, with warmup_steps", turn=_scheduler),
-    "bf16": Rule("dtype: bfloat16", turn=_bf16),
-    "model_init_kwargs": Rule("its dtype: dtype; others are refused", turn=_model_init),
-    "report_to": Rule("report_to, several with commas", turn=_report_to),
-    "eval_strategy": Rule("no: eval_steps 0", turn=_eval_strategy),
-    "eval_steps": Rule("eval_steps", turn=_steps("eval_steps")),
-    "save_strategy": Rule("no: save_steps 0", turn=_save_strategy),
-    "save_steps": Rule("save_steps", turn=_steps("save_steps")),
-    "save_total_limit": Rule("none: the default here", turn=_unless_none("save_total_limit")),
-    "num_generations_eval": Rule("none: the default here", turn=_unless_none("num_generations_eval")),
-    "output_dir": Rule("none: the default here", turn=_unless_none("output_dir")),
+    "loss_type": Rule("dapo, bnpo: token-mean; grpo: seq-mean-token-mean; dr_grpo: seq-mean-token-sum-norm; luspo: "
+                      "seq-mean-token-sum", turn=turns.loss_type),
+    "scale_rewards": Rule("true: group; false: none", turn=turns.scale_rewards),
+    "max_steps": Rule("-1: as num_train_epochs says", turn=turns.max_steps),
+    "num_train_epochs": Rule("num_train_epochs, unless max_steps is given", turn=turns.epochs),
+    "warmup_ratio": Rule("warmup_steps below 1", turn=turns.warmup_ratio),
+    "lr_scheduler_type": Rule("constant_with_warmup: constant, with warmup_steps", turn=turns.scheduler),
+    "bf16": Rule("dtype: bfloat16", turn=turns.bf16),
+    "dtype": Rule("float32 or bfloat16", turn=turns.dtype),
+    "torch_dtype": Rule("dtype", turn=turns.dtype),
+    "report_to": Rule("report_to, several with commas", turn=turns.report_to),
+    "eval_strategy": Rule("no: eval_steps 0", turn=turns.eval_strategy),
+    "eval_steps": Rule("eval_steps", turn=turns.steps("eval_steps")),
+    "save_strategy": Rule("no: save_steps 0", turn=turns.save_strategy),
+    "save_steps": Rule("save_steps", turn=turns.steps("save_steps")),
+    "save_total_limit": Rule("none: the default here", turn=turns.unless_none("save_total_limit")),
+    "num_generations_eval": Rule("none: the default here", turn=turns.unless_none("num_generations_eval")),
+    "output_dir": Rule("none: the default here", turn=turns.unless_none("output_dir")),
     "top_k": Rule("none, or -1: 0", turn=lambda value, settings: {} if value in (None, -1) else {"top_k": value}),
-    "generation_kwargs": Rule("its temperature, top_p, top_k and min_p; others are refused", turn=_generation),
-    "generation_batch_size": Rule("steps_per_generation", turn=_batch),
+    **{name: Rule(f"{', '.join(inside)}, each as it stands outside; others are refused", turn=lambda *_: {})
+       for name, inside in turns.INSIDE.items()},
+    "generation_batch_size": Rule("steps_per_generation", turn=turns.batch),
     "use_cpu": Rule("cpu", turn=lambda value, settings: {"cpu": bool(value)}),
     "resume_from_checkpoint": Rule("true: resume", turn=lambda value, settings: {"resume": True} if value else {}),
-    "shuffle_dataset": Rule("dataset_args: shuffle_dataset", turn=_shuffle),
-    "lora_target_modules": Rule("all-linear: none, which is every linear layer of the language model", turn=_targets),
-    "use_vllm": Rule("sampler: vllm", turn=_use_vllm),
-    **{name: Rule("vllm_server_url", turn=_server) for name in (
+    "shuffle_dataset": Rule("dataset_args: shuffle_dataset", turn=turns.shuffle),
+    "lora_target_modules": Rule("all-linear: none, which is every linear layer of the language model",
+                                turn=turns.targets),
+    "use_vllm": Rule("sampler: vllm", turn=turns.use_vllm),
+    **{name: Rule("vllm_server_url", turn=turns.server) for name in (
         "vllm_server_base_url", "vllm_server_host", "vllm_server_port")},
-    "vllm_importance_sampling_cap": Rule("vllm_importance_sampling_clip_max", turn=_cap),
-    "peft_config": Rule("use_peft, lora_r, lora_alpha, lora_target_modules, lora_args", turn=_peft_config),
-    "use_dora": Rule("lora_args: use_dora", turn=_lora("use_dora")),
-    "use_rslora": Rule("lora_args: use_rslora", turn=_lora("use_rslora")),
-    "lora_modules_to_save": Rule("lora_args: modules_to_save", turn=_lora("modules_to_save")),
+    "vllm_importance_sampling_cap": Rule("vllm_importance_sampling_clip_max", turn=turns.cap),
+    "peft_config": Rule("use_peft, lora_r, lora_alpha, lora_dropout, lora_target_modules, lora_args",
+                        turn=turns.peft_config),
+    "use_dora": Rule("lora_args: use_dora", turn=turns.lora("use_dora")),
+    "use_rslora": Rule("lora_args: use_rslora", turn=turns.lora("use_rslora")),
+    "lora_modules_to_save": Rule("lora_args: modules_to_save", turn=turns.lora("modules_to_save")),
+    "lora_target_parameters": Rule("lora_args: target_parameters", turn=turns.lora("target_parameters")),
+    "reward_funcs": Rule("names of TRL's own: trl.rewards:NAME; package.module.function: package.module:function",
+                         turn=turns.reward_funcs),
+    "dataset_name": Rule("dataset", turn=lambda value, settings: {} if value is None else {"dataset": value}),
+    "dataset_config": Rule("dataset_args: config_name", turn=turns.data_args("config_name", None)),
+    "dataset_train_split": Rule("dataset_args: split", turn=turns.data_args("split", "train")),
+    "dataset_test_split": Rule("dataset_args: eval_split, where eval_strategy is steps", turn=turns.test_split),
+    "evaluation_strategy": Rule("eval_strategy", turn=turns.eval_strategy),
+    "no_cuda": Rule("cpu", turn=lambda value, settings: {"cpu": bool(value)}),
     # accepted with a word
+    "attn_implementation": Rule("attention is torch's own (sdpa), with flash kernels where it has some",
+                                (None, "sdpa"), any_value=True),
+    "device_map": Rule("each process has the device that accelerate gives it", (None,), any_value=True),
+    "low_cpu_mem_usage": Rule("weights are read once in any case", (None,), any_value=True),
+    "do_sample": Rule("evaluation is greedy, training draws", (True, None)),
+    "dataset_streaming": Rule(_DATA, any_value=True),
+    "ignore_bias_buffers": Rule("the Trainer's own", any_value=True),
+    "logging_dir": Rule("trackers write into the run directory", any_value=True),
+    "overwrite_output_dir": Rule("a directory that holds a run is never overwritten: set resume, or another output_dir",
+                                 any_value=True),
+    **{name: Rule("only 4-bit weights ask", any_value=True) for name in (
+        "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")},
     **{name: Rule(_LOGGED, any_value=True) for name in (
         "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
         "include_num_input_tokens_seen", "log_completions", "log_multimodal", "num_completions_to_print",
-        "log_unique_prompts", "log_level", "log_level_replica", "disable_tqdm")},
+        "log_unique_prompts", "wandb_log_unique_prompts", "log_level", "log_level_replica", "disable_tqdm")},
     **{name: Rule(_DATA, any_value=True) for name in (
         "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
         "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
@@ -277,11 +137,13 @@ RULES: dict[str, Rule] = {
         "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
         "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target", "enable_jit_checkpoint")},
     **{name: Rule(_VLLM, any_value=True) for name in (
+        "vllm_device", "vllm_dtype", "vllm_max_model_len", "vllm_enable_prefix_caching",
         "vllm_model_impl", "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size")},
     "vllm_mode": Rule("vLLM is always a server beside the training here", any_value=True),
     "vllm_group_port": Rule("weights reach the server by way of a folder", any_value=True),
     "vllm_enable_sleep_mode": Rule("the server has devices of its own", any_value=True),
     "vllm_structured_outputs_regex": Rule(_SAMPLING, (None,)),
+    "vllm_guided_decoding_regex": Rule(_SAMPLING, (None,)),
     "transformers_continuous_batching_config": Rule("only continuous batching asks", any_value=True),
     # refused, but for the value that changes nothing
     "repetition_penalty": Rule(_SAMPLING, (1, 1.0, None)),
@@ -301,6 +163,7 @@ RULES: dict[str, Rule] = {
     "neftune_noise_alpha": Rule(_WHOLE, (None,)),
     "torch_compile": Rule(_WHOLE, (False,)),
     "use_liger_kernel": Rule(_WHOLE, (False,)),
+    "use_liger_loss": Rule(_WHOLE, (False,)),
     "auto_find_batch_size": Rule("set per_device_train_batch_size", (False,)),
     "eval_delay": Rule("set eval_steps", (0, None)),
     "save_only_model": Rule("a checkpoint holds all that --resume needs", (False,)),
@@ -315,6 +178,9 @@ RULES: dict[str, Rule] = {
     "deepspeed": Rule("use accelerate launch --config_file configs/accelerate/fsdp2.yaml, or use_peft", (None, "")),
     "debug": Rule(_WHOLE, ("", [], None)),
     **{name: Rule("code of a model directory is never run here", (False, None)) for name in ("trust_remote_code",)},
+    "model_revision": Rule("give the folder of that revision as model_name_or_path", ("main", None)),
+    **{name: Rule(_QUANTIZED, (False, None)) for name in ("load_in_4bit", "load_in_8bit", "quantization_config")},
+    "reward_model_name_or_path": Rule("a function that you write asks a reward model: set reward_funcs", (None,)),
     "router_aux_loss_coef": Rule(_WHOLE, (None, 0.0)),
     "sync_ref_model": Rule("the reference stays; set beta", (False,)),
     "multi_objective_aggregation": Rule("rewards are summed by reward_weights", ("sum_then_normalize",)),
@@ -324,13 +190,23 @@ RULES: dict[str, Rule] = {
     "max_tool_calling_iterations": Rule("there are no tools here", (None,)),
     "off_policy_mask_threshold": Rule("epsilon and delta bound the ratio", (None,)),
     "use_bias_correction_kl": Rule("kl_estimator says how the divergence is estimated", (True, False)),
-    "lora_dropout": Rule(_DROPOUT, (0, 0.0, None)),
     "lora_task_type": Rule("it is CAUSAL_LM", ("CAUSAL_LM", None)),
 }  # fmt: skip
 
 _DICTS = ("lora_args", "dataset_args")  #: several names of TRL's may end in each
 #: Names of settings here with the same meaning whose values of TRL's must be turned before they are checked.
 TURNED = {name for name, rule in RULES.items() if rule.turn}
+
+
+def _turned(turn: Turn, name: str, value: Any, settings: Settings, source: str) -> Settings:
+    """What becomes of one setting; an error names where it stands."""
+    try:
+        return turn(value, settings)
+    except ValueError as error:
+        said = str(error) if name in str(error) else f"{name}: {error}"
+    except (TypeError, ArithmeticError, AttributeError, LookupError):  # of another kind, or a number beyond all others
+        said = f"{name}: {value!r:.60} is no value of this setting"
+    raise ValueError(f"{source}: {said}")
 
 
 def translate(settings: Settings, known: Collection[str], source: str = "the settings") -> tuple[Settings, list[str]]:
@@ -346,23 +222,26 @@ def translate(settings: Settings, known: Collection[str], source: str = "the set
     """
     ours: Settings = {}
     words: dict[str, list[str]] = {}
-    if settings.get("generation_kwargs"):  # TRL's own arguments give way to these
-        settings = settings | _turned(_generation, "generation_kwargs", settings, source) | {"generation_kwargs": None}
+    try:
+        default, settings = turns.defaults(settings), turns.opened(settings)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     for name, value in settings.items():
         value = value.value if isinstance(value, Enum) else value
         rule = RULES.get(name)
         if rule is None or (name in known and rule.turn is None):
             ours[name] = {**ours.get(name, {}), **value} if name in _DICTS and isinstance(value, dict) else value
         elif rule.turn is not None:
-            given = settings | {name: value} | {name: ours[name] for name in _DICTS if name in ours}
-            turned = _turned(rule.turn, name, given, source)
+            given = settings | {name: ours[name] for name in _DICTS if name in ours}
+            turned = _turned(rule.turn, name, value, given, source)
             ours |= {k: v for k, v in turned.items() if k == name or k not in settings or k in _DICTS}
         elif any(value is one or (type(value) is not bool and value == one) for one in rule.neutral) or (
             str(value) in rule.neutral
         ):
             continue
         elif rule.any_value:
-            words.setdefault(rule.word, []).append(name)
+            if name not in default or default[name] != value:
+                words.setdefault(rule.word, []).append(name)
         else:
             raise ValueError(f"{source}: {name} is {value!r}: {rule.word}")
     return ours, [f"{', '.join(names)}: {word}" for word, names in words.items()]

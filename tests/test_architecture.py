@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Rooms from the ground up. A room imports what stands before it, or itself; those in one line do not know each other.
 FLOORS = {
     "segpo_core": (
-        ("shipped", "types", "segments", "moved", "pictures", "loading", "trl_names"),
+        ("shipped", "types", "segments", "moved", "pictures", "loading", "trl_turns", "typed"),
+        ("trl_names",),
         ("advantages", "losses", "weights", "prefix_tree"),
         ("record", "tasks"),
         ("policy",),

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, PeftModel
-from trl import GRPOConfig
+from trl import GRPOConfig, ModelConfig, TrlParser
+from trl.scripts.grpo import GRPOScriptArguments
 
 from segpo_core.algos import GRPO
 from segpo_core.cli import parse_train
 from segpo_core.config import TrainConfig, from_dict
+from segpo_core.loading import absolute
 from segpo_core.policy.load import load_model
 from segpo_core.training.loop import Trainer
 from segpo_core.trl_names import RULES
@@ -24,21 +26,23 @@ spec = importlib.util.spec_from_file_location("make_trl", DOCS / "make_trl.py")
 make_trl = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_trl)
 FIELDS = {field.name: make_trl.default(field) for field in dataclasses.fields(GRPOConfig)}
+#: Those of a script's other arguments, too.
+ALL = {f.name: make_trl.default(f) for theirs in make_trl.THEIRS.values() for f in dataclasses.fields(theirs)}
 
 
 def of(method="grpo", **settings) -> TrainConfig:
     return from_dict(settings, method=method)
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"model_name_or_path"}))
 def test_every_name_is_known(name):
-    """At TRL's default, each is a setting here, or changes nothing, or says a word."""
-    assert isinstance(of(**{name: FIELDS[name]}), TrainConfig)
+    """At TRL's default, each is a setting here, or changes nothing, or says a word. (A model has no default there.)"""
+    assert isinstance(of(**{name: ALL[name]}), TrainConfig)
 
 
 def test_every_name_that_is_no_setting_has_a_rule_and_refusals_have_a_way_out():
     ours = {field.name for field in (*dataclasses.fields(TrainConfig), *dataclasses.fields(GRPO))}
-    assert not set(FIELDS) - ours - set(RULES)
+    assert not set(ALL) - ours - set(RULES)
     for name, rule in RULES.items():
         if not rule.turn and not rule.any_value and name not in ours:
             with pytest.raises(ValueError, match=rf"^the settings: {name} is 'odd': \w+"):
@@ -54,7 +58,7 @@ def test_what_is_turned_is_taken_or_refused_by_name(name, value):
     try:
         of(**{name: value})
     except ValueError as error:
-        assert name in str(error) or re.match(r"[a-z_]+ must be (float|int)", str(error))
+        assert name in str(error) or re.match(r"[a-z_]+ must be \w+", str(error))
 
 
 def test_a_typical_config(caplog):
@@ -80,6 +84,22 @@ def test_a_typical_config(caplog):
     ("settings", "expected"),
     [
         (dict(loss_type="grpo"), ("algo.loss_type", "seq-mean-token-mean")),
+        (dict(loss_type="luspo"), ("algo.loss_type", "seq-mean-token-sum")),
+        (dict(torch_dtype="torch.bfloat16"), ("dtype", "bfloat16")),
+        (dict(model_init_kwargs={"torch_dtype": "bfloat16", "device_map": "auto", "use_cache": False}),
+         ("dtype", "bfloat16")),
+        (dict(dataset_name="trl-lib/x", dataset_config="main", dataset_train_split="tr", dataset_test_split="test"),
+         ("dataset_args", {"config_name": "main", "split": "tr"})),
+        (dict(dataset_test_split="test", eval_strategy="steps"), ("dataset_args", {"eval_split": "test"})),
+        (dict(reward_funcs="accuracy_reward"), ("reward_funcs", ["trl.rewards:accuracy_reward"])),
+        (dict(reward_funcs=["os.path.basename", "json:loads"]), ("reward_funcs", ["os.path:basename", "json:loads"])),
+        (dict(lora_target_modules="q_proj"), ("lora_target_modules", ["q_proj"])),
+        (dict(lora_target_modules=r".*\.q_proj"), ("lora_target_modules", r".*\.q_proj")),
+        (dict(peft_config=LoraConfig(lora_dropout=0.05, layers_to_transform=[0], bias="none")),
+         ("lora_args", {"layers_to_transform": [0]})),
+        (dict(peft_config=LoraConfig(lora_dropout=0.05)), ("lora_dropout", 0.05)),
+        (dict(peft_config=LoraConfig(target_modules={"v_proj", "q_proj"})),
+         ("lora_target_modules", ["q_proj", "v_proj"])),
         (dict(scale_rewards=True), ("algo.scale_rewards", "group")),
         (dict(bf16=True), ("dtype", "bfloat16")),
         (dict(bf16=True, dtype="float32"), ("dtype", "float32")),
@@ -122,16 +142,23 @@ def test_what_is_turned_into_settings(settings, expected):
         (dict(top_k=-2), "top_k is -2: it is a number of tokens"),
         (dict(min_p=-0.5), "min_p is -0.5: it is a share"),
         (dict(repetition_penalty=1.1), "repetition_penalty is 1.1: no pass would score .*set temperature, top_p"),
-        (dict(generation_kwargs={"num_beams": 4}), "generation_kwargs: num_beams=4: no pass would score"),
-        (dict(generation_kwargs="top_p"), "generation_kwargs: 'top_p' is no value of this setting"),
+        (dict(generation_kwargs={"num_beams": 4}), "generation_kwargs: num_beams=4 has no counterpart; .*top_p"),
+        (dict(generation_kwargs="top_p"), "generation_kwargs is 'top_p': it must be a mapping"),
         (dict(optim="sgd"), "the optimizer is AdamW"),
         (dict(top_entropy_quantile=0.2), "--method entropy_tokens"),
         (dict(eval_strategy="epoch"), "set eval_steps"),
         (dict(eval_steps=0.5), "a number of steps here"),
         (dict(generation_batch_size=12), "no multiple of the 8"),
-        (dict(model_init_kwargs={"device_map": "auto"}), "device_map='auto' has no counterpart"),
+        (dict(model_init_kwargs={"gguf_file": "x"}), "model_init_kwargs: gguf_file='x' has no counterpart; .*dtype"),
+        (dict(model_init_kwargs={"quantization_config": {}}), "quantization_config is {}: 4- and 8-bit weights"),
+        (dict(model_init_kwargs={"dtype": "float16"}), "dtype is float32 or bfloat16 here, not float16"),
+        (dict(load_in_4bit=True), "dtype bfloat16 with use_peft"),
+        (dict(model_revision="v2"), "give the folder of that revision"),
+        (dict(reward_model_name_or_path="x"), "set reward_funcs"),
         (dict(report_to="mlflow"), "report_to names 'mlflow'"),
-        (dict(peft_config={"lora_dropout": 0.1}), "dropout is off in every pass"),
+        (dict(peft_config={"lora_dropout": 1.0}), "lora_dropout is 1.0: it is a probability"),
+        (dict(peft_config={"peft_type": "IA3"}), "peft_config is of IA3, None: adapters are LoRA's"),
+        (dict(peft_config={"task_type": "SEQ_CLS"}), "peft_config is of LORA, SEQ_CLS"),
         (dict(num_generation=8), "did you mean 'num_generations'"),
     ],
 )
@@ -167,6 +194,20 @@ def test_epochs_become_steps_and_warm_up_a_share_of_them(tmp_path):
     assert rates == [0.2, 1.0, 1.0]
     with pytest.raises(ValueError, match="shapes has problems without end: set max_steps"):
         Trainer(of(**settings | dict(output_dir=str(tmp_path / "other"))))
+
+
+def test_the_classes_of_a_script_together(caplog):
+    """As TRL's own command line makes them, with an adapter whose dropout is TRL's default."""
+    parser = TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig))
+    words = "--model_name_or_path m --output_dir out --dataset_name rows.jsonl --reward_funcs think_format_reward "
+    words += "--use_peft --learning_rate 1e-5 --dtype bfloat16 --lora_r 8 --top_p 0.9 --use_cpu --bf16 False"
+    script, training, model = parser.parse_args_and_config(words.split())
+    config = of(**{**vars(script), **vars(model), **vars(training)})
+    assert (config.model_name_or_path, config.output_dir, config.dataset) == ("m", "out", absolute("rows.jsonl"))
+    assert (config.use_peft, config.lora_r, config.dropout, config.dtype) == (True, 8, 0.05, "bfloat16")
+    assert (config.top_p, config.learning_rate, config.reward_funcs) == (0.9, 1e-5, ["trl.rewards:think_format_reward"])
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "vllm_" not in said and "logging" not in said, "TRL's own defaults are nobody's wish"
 
 
 def test_a_peft_config_of_peft_is_understood(tmp_path):

@@ -125,7 +125,7 @@ def load_model(
     lora_args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Load a policy in evaluation mode without dropout, with a fresh LoRA adapter if `use_peft`.
+    """Load a policy in evaluation mode without dropout, with a fresh LoRA adapter if `use_peft` (which may have some).
 
     The arguments are named as in TRL's `ModelConfig`; `dtype` is "auto" or a torch dtype or its name. Without
     `lora_target_modules` the adapter sits on every linear layer of the language model, never on the vision
@@ -175,6 +175,7 @@ def adopt_model(
     use_peft: bool,
     r: int,
     alpha: int,
+    dropout: float,
     target_modules: list[str] | str | None,
     **further: Any,
 ) -> nn.Module:
@@ -182,20 +183,22 @@ def adopt_model(
     (its own, if it has one), and with the weights of the checkpoint `start_from`, if there is one.
 
     Raises:
-        ValueError: it has an adapter and `use_peft` is not set.
+        ValueError: it has an adapter, and `use_peft` is not set, or `dropout` is.
     """
     from peft import PeftModel
 
     if isinstance(model, PeftModel) and not use_peft:
         raise ValueError("the model has an adapter already: set use_peft=True, so that the run is recorded as it is")
+    if isinstance(model, PeftModel) and dropout:
+        raise ValueError("the model has an adapter already, whose dropout is off: hand over the model alone")
+    disable_dropout(model)
     if start_from is not None and use_peft:
         model = model.unload() if isinstance(model, PeftModel) else model
         model = PeftModel.from_pretrained(model, start_from, is_trainable=True)
     elif start_from is not None:
         model = load_model(start_from, dtype)
     elif use_peft and not isinstance(model, PeftModel):
-        model = with_adapter(model, r, alpha, 0.0, target_modules, **further)
-    disable_dropout(model)
+        model = with_adapter(model, r, alpha, dropout, target_modules, **further)
     return model.to(dtype).eval()
 
 
@@ -238,7 +241,7 @@ def freeze_vision(model: nn.Module) -> None:
 
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout probability to zero, of modules and of attention: a sampled token must have the same
-    log-probability when it is scored, also in training mode (which gradient checkpointing needs)."""
+    log-probability when it is scored, also in training mode (which gradient checkpointing and `lora_dropout` need)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -43,8 +43,8 @@ def build_network(
     dtype = computed if config.use_peft else torch.float32
     if given is not None:
         model = adopt_model(
-            given, dtype, start_from, config.use_peft, config.lora_r, config.lora_alpha, config.lora_target_modules,
-            **config.lora_args,
+            given, dtype, start_from, config.use_peft, config.lora_r, config.lora_alpha, config.dropout,
+            config.lora_target_modules, **config.lora_args,
         )  # fmt: skip
     elif config.use_peft and start_from is not None:
         model = PeftModel.from_pretrained(load_model(source, dtype), start_from, is_trainable=True).eval()
@@ -55,6 +55,7 @@ def build_network(
             use_peft=config.use_peft,
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
+            lora_dropout=config.dropout,
             lora_target_modules=config.lora_target_modules,
             lora_args=config.lora_args,
         )

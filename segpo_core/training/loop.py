@@ -1,7 +1,7 @@
 """The training loop: collect, score, credit, update, record; again.
 
-Every random stream is named by the seed and the step, micro-batches of a step are cut once, and dropout is off
-throughout, so a run that goes on from a checkpoint repeats, bit for bit on a CPU, the run that was never interrupted.
+Every random stream is named by the seed and the step, that of an adapter's dropout too, and micro-batches of a step are
+cut once, so a run that goes on from a checkpoint repeats, bit for bit on a CPU, the run that was never interrupted.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -229,17 +230,18 @@ class Learner:
         every = self.config.gradient_accumulation_steps
         batches = [micros[i : i + every] for i in range(0, len(micros), every)]
         totals: dict[str, list[float]] = {}
-        for _ in range(self.config.num_iterations):
-            for batch in batches:
-                for name, value in self.update_once(rollouts, credit, batch, step).items():
-                    totals.setdefault(name, []).append(value)
+        for number, batch in enumerate(batches * self.config.num_iterations):
+            for name, value in self.update_once(rollouts, credit, batch, step, number).items():
+                totals.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in totals.items()} | {
             "learning_rate": self.peak_rates[0] * factor
         }
 
-    def update_once(self, rollouts: Rollouts, credit: Credit, batch: list[Micro], step: int) -> dict[str, float]:
+    def update_once(
+        self, rollouts: Rollouts, credit: Credit, batch: list[Micro], step: int, number: int
+    ) -> dict[str, float]:
         """One gradient step over `batch`, whose micro-batches are parts of one loss. No step where they have nothing to
-        teach: weight decay and old moments would move the weights all the same."""
+        teach: weight decay and old moments would move the weights all the same. `number`: of the update in its step."""
         method, stats = self.method, []
         items = self.items(credit.loss_mask, batch, method.loss_type)
         normalizer, value_normalizer = items.clamp(min=1), None
@@ -247,9 +249,8 @@ class Learner:
             states = self.items(credit.value_mask, batch, "token-mean")
             value_normalizer, items = states.clamp(min=1), items + states
         for i, micro in enumerate(batch):
-            with self.syncing(i + 1 == len(batch)):
-                with self.recomputing():
-                    scores = self.wrapped(*micro.inputs)
+            with self.syncing(i + 1 == len(batch)), self.learning(step, number, i):
+                scores = self.wrapped(*micro.inputs)
                 micro.put(scores.logprobs.detach(), self.last_pass)
                 loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
@@ -279,12 +280,20 @@ class Learner:
         return merged | {"grad_norm": norm, "skipped_updates": float(not (norm == norm and norm != float("inf")))}
 
     @contextlib.contextmanager
-    def recomputing(self) -> Iterator[None]:
-        """Layers keep their inputs alone in training mode, with gradient checkpointing; there is no dropout to wake."""
-        if self.config.gradient_checkpointing:
+    def learning(self, *name: int) -> Iterator[None]:
+        """Training mode, from a pass to the end of its backward pass, for what needs it: gradient checkpointing, with
+        which layers keep their inputs alone and compute the rest again, and adapters with dropout. What these drop is
+        drawn from the random stream called `name`, on each process its own; there is no other dropout to wake."""
+        config, device = self.config, self.accelerator.device
+        if config.gradient_checkpointing or config.dropout:
             self.network.train()
-        yield
-        if self.config.gradient_checkpointing:
+        with contextlib.ExitStack() as stack:
+            if config.dropout:
+                stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+                stream = np.random.SeedSequence((config.seed, *name, self.accelerator.process_index))
+                torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
+            yield
+        if config.gradient_checkpointing or config.dropout:
             self.network.eval()
 
     def syncing(self, last: bool) -> contextlib.AbstractContextManager:

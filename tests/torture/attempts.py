@@ -21,8 +21,9 @@ import segviz as sv
 from segpo_core.afterwards.credit import recompute
 from segpo_core.algos import METHODS
 from segpo_core.cli import parse_train
-from segpo_core.config import TrainConfig, fits
+from segpo_core.config import TrainConfig
 from segpo_core.tasks import load_task
+from segpo_core.typed import fits
 from segviz.views.report import report_view
 from tests.torture import mutate
 
