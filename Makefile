@@ -63,7 +63,7 @@ lint: $(STAMP) ## check style and types with ruff and mypy
 
 docs: $(STAMP) ## put the documentation together as a site, build/site
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
-	@$(BIN)/python docs/make_site.py && $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
+	@$(BIN)/python docs/make_site.py && $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html; to search in it, too: $(BIN)/python -m http.server -d build/site"
 
 # All of one run of the demo (GRPO beside it), which is made first unless RUN names one.
 pictures: $(STAMP) chromium ## make the README's pictures anew, ten minutes (RUN=runs/demo: of a run that is there)

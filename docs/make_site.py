@@ -26,9 +26,11 @@ def reference() -> str:
     for package in (segpo_core, segviz):
         lines += [f"## {package.__name__}", ""]
         homes = {name: module for module, names in package._DOOR.items() for name in names}
+        where = {name: m if m.startswith("seg") else f"{package.__name__}.{m}" for name, m in homes.items()}
+        lines += [f"`from {package.__name__} import …`: "]
+        lines += [", ".join(f"[{name}][{where[name]}.{name}]" for name in package.__all__) + ".", ""]
         for name in package.__all__:
-            module = homes[name] if homes[name].startswith("seg") else f"{package.__name__}.{homes[name]}"
-            lines += [f"::: {module}.{name}", ""]
+            lines += [f"::: {where[name]}.{name}", ""]
     return "\n".join(lines)
 
 
