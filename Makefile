@@ -40,7 +40,7 @@ demo-text: $(STAMP) ## train a small language model on sums, ten minutes (STEPS=
 	@$(BIN)/segpo demo --text $(if $(STEPS),--max-steps $(STEPS)) $(if $(filter 0,$(APP)),--no-app)
 
 test: $(STAMP) chromium ## run every test on two cores, with coverage
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40 --durations-min=4 \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=40 --durations-min=4 \
 	  --cov=segpo_core --cov-report=term:skip-covered --cov-fail-under=90
 
 # vLLM pins its own torch and transformers, so it has an environment of its own. Three of its packages have no build for a

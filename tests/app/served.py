@@ -2,33 +2,23 @@
 
 import http.client
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlencode
 
 from segviz.app.rollouts import Question, ask
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.fakes.forks import Segpo
 
 
 @contextmanager
-def serving(*arguments, **environment):
+def serving(*arguments, fork=True, **environment):
     """The real app in a process of its own: (its address as host:port, the process)."""
-    command = [sys.executable, "-m", "segpo_core.cli", "app", *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+    process = Segpo("app", *arguments, "--port", "0", fork=fork, **environment)
     try:
-        said = ""
-        while not (found := re.search(r"app at http://([^/]+)/", said)):
-            line = process.stderr.readline()
-            assert line, f"the app ended: {said}"
-            said += line
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
+        while not (found := re.search(r"app at http://([^/]+)/", process.said)):
+            assert process.poll() is None, f"the app ended: {process.said}"
+            time.sleep(0.01)
         yield found[1], process
     finally:
         process.terminate()

@@ -117,7 +117,7 @@ def test_only_this_machine_by_its_own_name_may_ask(address):
 def test_an_app_that_ends_leaves_nothing_behind(runs, tmp_path, monkeypatch, ended_by):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = sorted(path.relative_to(runs) for path in runs.rglob("*"))
-    with serving(runs) as (address, process):
+    with serving(runs, fork=False) as (address, process):
         assert told(address, "rollouts")[1]["every"] > 0
         assert list(tmp_path.glob("segpo-app-*"))
         process.send_signal(ended_by)

@@ -1,4 +1,4 @@
-"""What the browser tests share: one Chromium a module, and a page that may not fetch, log or throw anything."""
+"""What the browser tests share: one Chromium, and a page that may not fetch, log or throw anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ ARGUMENTS = (
 ).split()
 
 
-@pytest.fixture(scope="module")
+# Not of the session: while it is open, its thread has an event loop, and no notebook could be executed there.
+@pytest.fixture(scope="package")
 def browser(chromium_path):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)

@@ -9,10 +9,9 @@ import time
 
 import nbformat
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 import segviz as sv
-from tests.browser.conftest import ARGUMENTS
 from tests.browser.jupyter import REPOSITORY, Notebook, jupyter
 from tests.fakes.fake_run import HOSTILE, hostile_row, write_run
 from tests.notebook.test_widgets import WRITER
@@ -30,19 +29,18 @@ RIBBON, EXPLORE, FOLLOW, HOSTILE_CELL = range(4)
 
 
 @pytest.fixture(scope="module")
-def lab(chromium_path, tmp_path_factory):
+def lab(browser, tmp_path_factory):
     """A notebook in JupyterLab with every cell run."""
     folder = tmp_path_factory.mktemp("lab")
     write_run(folder / "run", steps=24, extra=[hostile_row()])
     expect.set_options(timeout=30_000)
-    with jupyter(folder) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
+    with jupyter(folder) as address:
         notebook = Notebook(browser, address, folder, CELLS, height=1400)
         notebook.folder = folder
         notebook.run_all()
         expect(notebook.cell(HOSTILE_CELL).locator(".t").first).to_be_visible()
         yield notebook
-        browser.close()
+        notebook.page.context.close()
         assert not notebook.elsewhere, "something was asked for beyond this machine"
 
 

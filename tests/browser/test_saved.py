@@ -6,9 +6,8 @@ import bleach
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from tests.browser.conftest import ARGUMENTS
 from tests.browser.jupyter import Notebook, jupyter
 from tests.fakes.fake_run import write_run
 
@@ -48,19 +47,18 @@ OPEN = """async (preference) => {
 
 
 @pytest.fixture(scope="module")
-def lab(chromium_path, tmp_path_factory):
+def lab(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     write_run(folder / "run", steps=12)
     expect.set_options(timeout=30_000)
-    with jupyter(folder) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
+    with jupyter(folder) as address:
         notebook = Notebook(browser, address, folder, CELLS, height=6000)
         notebook.folder, notebook.said = folder, []
         notebook.page.on("console", lambda message: notebook.said.append(message.text))
         notebook.run_all()
         expect(notebook.cell(len(CELLS) - 1).locator(".segviz").first).to_be_visible()
         yield notebook
-        browser.close()
+        notebook.page.context.close()
         assert not notebook.elsewhere, "something was asked for beyond this machine"
 
 

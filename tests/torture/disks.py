@@ -23,8 +23,8 @@ from segpo_core.algos import GRPO
 from segpo_core.record import store
 from segpo_core.training import checkpoint
 from segpo_core.training.loop import Trainer
+from tests.fakes.forks import forked
 from tests.fakes.toy import ToyTask
-from tests.torture.forks import forked
 from tests.training.test_loop import config_for
 
 STEPS, HARM, MEND = 8, 3, 6  #: steps of a run; after this one the disk is harmed, after that one mended

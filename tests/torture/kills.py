@@ -7,25 +7,20 @@ seen: the moments that hurt are short. While a run is under way it is read again
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import socket
-import sys
 import time
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from segpo_core.cli import main
 from segpo_core.record import store
 from segpo_core.training import checkpoint
-from tests.torture.forks import forked
+from tests.fakes.forks import forked, ranks, start
 
 STEPS = 12
 LIMIT = 900.0  #: seconds that a start may take; none comes near, and one that hangs is told
@@ -52,35 +47,6 @@ class Told:
     starts: int = 0
     reads: int = 0  #: of the whole directory, while it was written
     wrong: str = ""
-
-
-def trains(argv: list[str], variables: dict[str, str], said: str) -> None:
-    """What a process does; what it says goes into a file."""
-    os.environ.update(variables)
-    nowhere = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for descriptor in (1, 2):
-        os.dup2(nowhere, descriptor)
-    torch.set_num_threads(1)
-    code = main(argv)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def start(argv: list[str], processes: int, said: Path) -> list[BaseProcess]:
-    """The processes of one training, as a launcher starts them."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        several = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        more = several if processes > 1 else {}
-        started.append(forked.Process(target=trains, args=(argv, more, str(said)), daemon=True))
-        started[-1].start()
-    return started
 
 
 def read(run: Path) -> None:
@@ -122,7 +88,8 @@ def attempt(argv: list[str], run: Path, processes: int, rng: random.Random, leng
     told.starts += 1
     said = run.with_name(f"{run.name}.said")
     resumes = ["--resume"] if (run / "run.json").exists() or (run / "trainer.lock").exists() else []
-    started = start([*argv, *resumes], processes, said)
+    argv = [*argv, *resumes]
+    started = ranks(argv, processes, said) if processes > 1 else [start(argv, said)]
     begin, moment = time.monotonic(), rng.random() * length
     at_a_file = rng.random() < 0.5
     while all(process.is_alive() for process in started):

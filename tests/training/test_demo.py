@@ -1,10 +1,7 @@
 """The demonstration as its user runs it, on the policy that ships; and that policy is what its card says."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +14,16 @@ from segpo_core.config import from_dict
 from segpo_core.record import store
 from segpo_core.training import checkpoint
 from segpo_core.training.beside import Companion
+from tests.fakes.forks import ROOT, Segpo
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def demo(folder: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "segpo_core.cli", "demo", "--no-app", "--eval-size", "32", *flags]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def demo(folder: Path, *flags: str, fork: bool = True) -> Segpo:
+    return Segpo("demo", "--no-app", "--eval-size", "32", *flags, cwd=folder, fork=fork, PYTHONPATH=str(ROOT))
 
 
 @pytest.mark.parametrize("method", ["sapo", "grpo"])
 def test_the_demo_trains_records_and_reports(tmp_path, method):
-    process = demo(tmp_path, "--alone", "--max-steps", "2", "--method", method)
+    process = demo(tmp_path, "--alone", "--max-steps", "2", "--method", method, fork=method != "sapo")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     run = tmp_path / "runs" / "demo"
@@ -78,7 +72,7 @@ def test_ctrl_c_ends_the_demo_with_a_report(tmp_path):
     run = tmp_path / "runs" / "demo"
     deadline = time.monotonic() + 200
     while not (run / "metrics" / "step-000001.parquet").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline, process.said
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=300)

@@ -1,9 +1,6 @@
 """Ctrl-C, and a checkpoint that cannot be written. With a real process. (Kills: tests/torture/test_kills.py.)"""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,29 +12,18 @@ from safetensors.torch import load_file
 from segpo_core.record import store
 from segpo_core.training import checkpoint
 from tests.fakes import families
+from tests.fakes.forks import Segpo
 
 STEPS = 9
 
 
 def command(model: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "segpo_core.cli", "train", "--model-name-or-path", str(model), "--output-dir", str(out),
+        "train", "--model-name-or-path", str(model), "--output-dir", str(out),
         "--method", "sapo", "--max-steps", str(STEPS), "--num-generations", "4", "--per-device-train-batch-size", "8",
         "--steps-per-generation", "2", "--max-completion-length", "10", "--learning-rate", "1e-3", "--save-steps", "2",
         "--save-total-limit", "20", "--eval-steps", "3", "--eval-size", "4", "--cpu", *more,
     ]  # fmt: skip
-
-
-def launch(*args, **kwargs) -> subprocess.Popen:
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
-    )
-
-
-def finish(process: subprocess.Popen) -> None:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
 
 
 def no_torn_file(run: Path) -> None:
@@ -63,12 +49,12 @@ def model(tmp_path_factory):
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_saves(model, tmp_path):
     out = tmp_path / "run"
-    process = launch(model, out, "--max-steps", "1000")
+    process = Segpo(*command(model, out, "--max-steps", "1000"))
     while not (out / "metrics" / "step-000002.parquet").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.said
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    finish(process)
+    assert process.wait(300) == 0, process.said
     steps = sorted({step for step, _ in metrics(out)})
     assert checkpoint.read_step(checkpoint.latest(out / "checkpoints")) == steps[-1] < 1000
 

@@ -19,9 +19,9 @@ from segpo_core.config import from_dict
 from segpo_core.record import store
 from segpo_core.training import checkpoint, loop
 from tests.fakes import families
+from tests.fakes.forks import ROOT, ranks
 from tests.training.test_loop import config_for
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "accelerate"
 
 #: Flags of each method. Steps that look at the whole batch are among them.
@@ -37,7 +37,7 @@ def llava(tmp_path_factory):
     return families.llava(tmp_path_factory.mktemp("llava"))
 
 
-def run(model: Path, out: Path, processes: int, *more: str, **variables: str) -> None:
+def run(model: Path, out: Path, processes: int, *more: str, launcher: bool = False, **variables: str) -> None:
     """`segpo train`; a single process is this one, which has loaded everything."""
     command = [
         "train", "--model-name-or-path", str(model), "--output-dir", str(out),
@@ -47,11 +47,28 @@ def run(model: Path, out: Path, processes: int, *more: str, **variables: str) ->
     if processes == 1:
         assert main(command) == 0
         return
+    if launcher:
+        errors = launched(command, processes)
+    else:
+        said = out.with_name(f"{out.name}.said")
+        said.unlink(missing_ok=True)
+        started = ranks(command, processes, said, **variables)
+        for process in started:
+            process.join(200)
+        codes = [process.exitcode for process in started]
+        for process in started:
+            process.kill()
+        errors = said.read_text()
+        assert codes == [0] * processes, errors
+    assert errors.count("recorded in") == 1, "one process speaks"
+
+
+def launched(command: list[str], processes: int) -> str:
+    """The same by accelerate's launcher. Returns what was said."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu2.yaml"), "-m"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     process = subprocess.Popen(
-        [*launcher, "segpo_core.cli", *command], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        [*launcher, "segpo_core.cli", *command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         _, errors = process.communicate(timeout=200)
@@ -60,7 +77,7 @@ def run(model: Path, out: Path, processes: int, *more: str, **variables: str) ->
         _, errors = process.communicate(timeout=60)
         pytest.fail(f"{processes} processes did not end: {errors}")
     assert process.returncode == 0, errors
-    assert errors.count("recorded in") == 1, "one process speaks"
+    return errors
 
 
 def metrics(run: Path) -> dict[tuple[int, str], float]:
@@ -118,7 +135,7 @@ def same(one: Path, two: Path) -> None:
 def test_two_processes_are_one(llava, tmp_path, method):
     for processes in (1, 2):
         size = ["--method", method, "--per-device-train-batch-size", str(8 // processes), "--max-steps", "2"]
-        run(llava, tmp_path / str(processes), processes, *METHODS[method], *size)
+        run(llava, tmp_path / str(processes), processes, *METHODS[method], *size, launcher=method == "sapo")
     same(tmp_path / "1", tmp_path / "2")
     parts = {len(list((tmp_path / "2" / "eval").glob(f"*.rank{rank}.parquet"))) for rank in (0, 1)}
     assert parts == {"sapo": {0, 2}, "grpo": {2}, "spo_tree": {0}}[method], "steps 0 and 2, of those who had a problem"

@@ -19,8 +19,11 @@ from segpo_core.record import store
 from segpo_core.training import checkpoint
 from segpo_core.training.loop import Trainer
 from tests.fakes import families
+from tests.fakes.forks import Segpo
 from tests.fakes.toy import ToyTask
 from tests.training.test_loop import config_for
+
+SEGPO = [sys.executable, "-m", "segpo_core.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +40,21 @@ def problems(tmp_path_factory):
 
 def command(model: Path, problems: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "segpo_core.cli", "train", "--model-name-or-path", str(model), "--output-dir", str(out),
+        "train", "--model-name-or-path", str(model), "--output-dir", str(out),
         "--method", "grpo", "--dataset", str(problems), "--max-steps", "100000", "--num-generations", "2",
         "--per-device-train-batch-size", "2", "--max-completion-length", "4", "--save-steps", "0", "--eval-steps", "0",
         "--cpu", *more,
     ]  # fmt: skip
 
 
-def launch(*args: object) -> subprocess.Popen:
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def launch(*args: object) -> Segpo:
+    return Segpo(*command(*args))
 
 
-def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+def wait_for_step(process: Segpo, out: Path, step: int) -> None:
     deadline = time.monotonic() + 100
     while not (out / "metrics" / f"step-{step:06d}.parquet").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.said
         assert time.monotonic() < deadline, "the run did not get there"
         time.sleep(0.01)
 
@@ -70,7 +72,7 @@ def test_one_trainer_a_directory_and_sigterm_saves(model, problems, tmp_path):
     out = tmp_path / "run"
     first = launch(model, problems, out)
     wait_for_step(first, out, 1)
-    flags = command(model, problems, out, "--resume")[4:]
+    flags = command(model, problems, out, "--resume")[1:]
     with pytest.raises(ValueError, match=rf"is being trained by process {first.pid} on "):
         Trainer(parse_train(flags))
     first.send_signal(signal.SIGTERM)
@@ -89,7 +91,7 @@ def test_a_killed_owner_holds_nothing_and_its_run_begins_again(model, problems, 
     process = launch(model, problems, out)
     wait_for_step(process, out, 2)
     process.kill()
-    process.communicate()
+    assert process.wait(60) == -signal.SIGKILL
     before = {(r["step"], r["name"]): r["value"] for r in store.read_metrics(out).to_pylist() if r["step"] <= 2}
     again = launch(model, problems, out, "--resume", "--max-steps", "2")
     output, _ = again.communicate(timeout=60)
@@ -133,7 +135,8 @@ def test_the_terminal_goes_and_the_run_saves(model, problems, tmp_path):
     out = tmp_path / "run"
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, command(model, problems, out), os.environ | {"OMP_NUM_THREADS": "1"})
+        line = [*SEGPO, *command(model, problems, out)]
+        os.execve(sys.executable, line, os.environ | {"OMP_NUM_THREADS": "1"})
     os.set_blocking(terminal, False)
     deadline = time.monotonic() + 60
     while not (out / "metrics" / "step-000001.parquet").exists():
@@ -272,7 +275,7 @@ def test_an_adapters_checkpoint_is_the_same_in_every_process(model, problems, tm
     said = []
     for seed in "01":
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed}
-        flags = command(model, problems, tmp_path / seed, "--use-peft", "--max-steps", "1")
-        subprocess.run(flags, env=env, check=True, capture_output=True)
+        line = [*SEGPO, *command(model, problems, tmp_path / seed, "--use-peft", "--max-steps", "1")]
+        subprocess.run(line, env=env, check=True, capture_output=True)
         said.append((tmp_path / seed / "checkpoints" / "step-000001" / "adapter_config.json").read_bytes())
     assert said[0] == said[1]

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import sync_playwright
 
-from tests.browser.conftest import ARGUMENTS
 from tests.torture import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def chromium(chromium_path):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-def test_texts_stay_texts(chromium, tmp_path):
-    told = pages.shown(chromium, tmp_path, len(pages.CODE) + len(pages.ASKS), 0, at_once=41)
+def test_texts_stay_texts(browser, tmp_path):
+    told = pages.shown(browser, tmp_path, len(pages.CODE) + len(pages.ASKS), 0, at_once=41)
     assert (told.executed, told.asked, told.broken) == (0, [], [])
     assert told.pages == 7 and told.texts == 41
 
 
-def test_what_gets_out_is_seen(chromium, tmp_path):
+def test_what_gets_out_is_seen(browser, tmp_path):
     told = pages.Told()
     page = tmp_path / "page.html"
     page.write_text(f"<div id=segviz><p style='width:3000px'>x</p></div><script>{pages.HIT}</script>"
                     f"<img src='{pages.ELSEWHERE}'>")  # fmt: skip
-    pages._look(chromium, f"file://{page}", told, "open door")
+    pages._look(browser, f"file://{page}", told, "open door")
     assert told.executed == 1 and told.asked == [pages.ELSEWHERE] and len(told.broken) == 1
