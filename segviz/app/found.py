@@ -32,8 +32,9 @@ class Found:
     """Boards of runs. Each file of rollouts is read once; `unread` of an answer counts those still to come."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, dict[str, tuple[Stamp, Counted]]] = {}
-        self._lock = threading.Lock()
+        #: Of each run a lock of its own: one whose files hang keeps no other waiting.
+        self._files: dict[Path, tuple[threading.Lock, dict[str, tuple[Stamp, Counted]]]] = {}
+        self._lock = threading.Lock()  #: of the runs there are; nothing is read while it is held
         self._trust, self._methods = Kept(16), Kept(8)
 
     def board(self, run: ShelfRun, watch: Watch) -> tuple[dict[str, Any] | None, int]:
@@ -67,7 +68,8 @@ class Found:
         """Of the newest files, up to `MOST` completions: those that are read, and how many are not yet."""
         until = time.monotonic() + BUDGET
         with self._lock:
-            known = self._files.setdefault(path, {})
+            lock, known = self._files.setdefault(path, (threading.Lock(), {}))
+        with lock:
             for name in [name for name, (stamp, _) in known.items() if watch.files.get(name) != stamp]:
                 del known[name]
             total, unread, used = 0, 0, {}

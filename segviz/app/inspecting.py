@@ -43,25 +43,31 @@ class Inspector:
         """
         if kind not in FIGURES:
             raise Missing("There is no such page.")
-        run = self.shelf.open(name)
-        check_links(run)
-        # a running run has a newer answer with each step that it records
-        key = (str(run.path), kind, narrow, run.manifest.get("started"), tuple(run.files("rollouts").items()))
-        with self._one:
-            made = self._made.get(key, lambda: FIGURES[kind](run, narrow))
+
+        def make(run: ShelfRun) -> Figure:
+            check_links(run)
+            # a running run has a newer answer with each step that it records
+            key = (str(run.path), kind, narrow, run.manifest.get("started"), tuple(run.files("rollouts").items()))
+            return self._made.get(key, lambda: FIGURES[kind](run, narrow))
+
+        with self._one:  # out here: one that hangs lets go of it in time
+            made = self.shelf.reading(name, make)
         return page(made, theme if theme in ("light", "dark") else "")
 
     def forensics(self, name: str, step: int) -> View:
         """What a step learned from; of a step that is not recorded, the nearest one that is. Raises as `figure`."""
-        run = self.shelf.open(name)
-        run.check_step(step)
-        steps = run.steps
-        if not steps:
-            raise Missing(f"{tidy(run.name)} has no recorded rollouts yet.")
-        nearest = min(steps, key=lambda there: (abs(there - step), there))
-        run.check_step(nearest)
+
+        def make(run: ShelfRun) -> tuple[int, View]:
+            run.check_step(step)
+            steps = run.steps
+            if not steps:
+                raise Missing(f"{tidy(run.name)} has no recorded rollouts yet.")
+            nearest = min(steps, key=lambda there: (abs(there - step), there))
+            run.check_step(nearest)
+            return nearest, sv.forensics(run, nearest)
+
         with self._one:
-            made = sv.forensics(run, nearest)
+            nearest, made = self.shelf.reading(name, make)
         if nearest == step:
             return made
         note = f"Step {step} is not recorded; this is the nearest one that is, step {nearest}."
@@ -89,12 +95,12 @@ def boundaries_page(shelf: Shelf, name: str, step: int, group: int, sample: int,
     """
     if cut not in CUTS:
         raise Missing(f"There is no rule {cut[:40]!r}; there are: {', '.join(RULES)}.")
-    return sv.boundaries(shelf.open(name).rollout(step, group, sample), cut or None)
+    return shelf.reading(name, lambda run: sv.boundaries(run.rollout(step, group, sample), cut or None))
 
 
 def steps_of(shelf: Shelf, name: str) -> dict[str, Any]:
-    """{steps: those that are recorded}. Raises as `Shelf.open`."""
-    return {"steps": shelf.open(name).steps}
+    """{steps: those that are recorded}. Raises as `Shelf.reading`."""
+    return {"steps": shelf.reading(name, lambda run: run.steps)}
 
 
 def tab() -> None:

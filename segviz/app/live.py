@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -13,7 +14,7 @@ from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import ROLLOUT_SCHEMA, SchemaError
 from segviz.app.files import Watch
 from segviz.app.found import Found, side_by_side
-from segviz.app.index import Index
+from segviz.app.index import Index, Indexed
 from segviz.app.kept import Kept
 from segviz.app.shelf import Missing, Shelf, ShelfRun
 from segviz.parts.credit import blamed, error_of
@@ -83,18 +84,18 @@ class Live:
         null without a run. gone: runs that cannot be read, and why. problems: what is wrong with the others. unread:
         files still to come.
         """
-        runs, known, gone = [], [], []
+        runs, known, boards, gone = [], [], [], []
         for name in names:
             try:
-                run = self.shelf.open(name)
+                run = self.shelf.reading(name, lambda run: run)
                 indexed = self.index.refresh(run.place)
                 if self.index.patience.stuck(run.path):
                     raise Missing(indexed.problems.get("", "It does not answer."))
+                boards.append(self._board(run, indexed))
                 runs.append(run)
                 known.append(indexed)
             except (Missing, SchemaError, OSError) as error:
                 gone.append({"name": tidy(name), "words": tidy(str(error))})
-        boards = [self.found.board(run, indexed.watch) for run, indexed in zip(runs, known, strict=True)]
         unread = sum(run.log.unread for run in runs)
         counting = sum(left for _, left in boards)
         stamp = tuple(
@@ -126,7 +127,14 @@ class Live:
                  "counting": counting}
             )  # fmt: skip
 
-        return self._pages.get((stamp, words, unread, counting), make)
+        def made() -> str:
+            return self.shelf.patience.ask(tuple(run.path for run in runs), make)
+
+        return self._pages.get((stamp, words, unread, counting), made)
+
+    def _board(self, run: ShelfRun, indexed: Indexed) -> tuple[dict[str, Any] | None, int]:
+        """As `Found.board`. Raises Hangs."""
+        return self.shelf.within(run.place, lambda: self.found.board(run, indexed.watch))
 
     def methods(self, names: Sequence[str]) -> str:
         """JSON for comparing: {found, runs}. found: the boards of the runs side by side, null of one run, or without
@@ -138,12 +146,12 @@ class Live:
         told = []
         for name in dict.fromkeys(names):
             try:
-                run = self.shelf.open(name)
+                run = self.shelf.reading(name, lambda run: run)
             except (SchemaError, OSError) as error:
                 raise Missing(str(error)) from error
-            watch = self.index.refresh(run.place).watch
-            found, left = self.found.board(run, watch)
-            methods = self.found.methods(run, watch)
+            indexed = self.index.refresh(run.place)
+            found, left = self._board(run, indexed)
+            methods = self.shelf.within(run.place, partial(self.found.methods, run, indexed.watch))
             told.append({"name": tidy(run.name), "found": found, "methods": methods, "counting": left})
         beside = side_by_side([(one["name"], one["found"]) for one in told]) if len(told) > 1 else None
         return plain_json({"found": beside, "runs": told})

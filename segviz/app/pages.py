@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import segviz as sv
-from segviz.app.shelf import Missing, Shelf, inside
+from segviz.app.shelf import Missing, Shelf, ShelfRun, inside
 from segviz.parts.heading import where
 from segviz.show.view import View
 from segviz.views.report import report_view
@@ -21,12 +21,15 @@ def rollout_page(shelf: Shelf, name: str, step: int, group: int, sample: int, he
         Missing, SchemaError: the run cannot be read.
         KeyError: the rollout is not recorded.
     """
-    run = shelf.open(name)
-    rollout = run.rollout(step, group, sample)
-    parts = [sv.ribbon(rollout), sv.staircase(rollout), sv.roles(rollout), sv.group(run, step, group)]
-    if run.nodes(step, group):
-        parts.append(sv.tree(run, step, group))
-    return sv.together(*parts, title=f"{run.name} · {where(rollout)}" if heading else "")
+
+    def made(run: ShelfRun) -> View:
+        rollout = run.rollout(step, group, sample)
+        parts = [sv.ribbon(rollout), sv.staircase(rollout), sv.roles(rollout), sv.group(run, step, group)]
+        if run.nodes(step, group):
+            parts.append(sv.tree(run, step, group))
+        return sv.together(*parts, title=f"{run.name} · {where(rollout)}" if heading else "")
+
+    return shelf.reading(name, made)
 
 
 def rightness_page(shelf: Shelf, name: str) -> View:
@@ -39,18 +42,25 @@ def rightness_page(shelf: Shelf, name: str) -> View:
     if not name:
         return rightness()
     place = shelf.place(name)
-    found = results_of(place.path)
-    if not inside(found, place.path.parent):
-        raise Missing(f"{found.name} is a link that leads out of {place.root}; it is not followed.")
-    return rightness(found, whence=f"held-out problems of {place.name}, by its own policy")
+
+    def made() -> View:
+        found = results_of(place.path)
+        if not inside(found, place.path.parent):
+            raise Missing(f"{found.name} is a link that leads out of {place.root}; it is not followed.")
+        return rightness(found, whence=f"held-out problems of {place.name}, by its own policy")
+
+    return shelf.within(place, made)
 
 
 def report_page(shelf: Shelf, name: str) -> View:
     """The report of a run as it is now. Raises Missing, SchemaError: the run cannot be read."""
-    run = shelf.open(name)
-    for step in run.steps:
-        run.check_step(step)
-    return report_view(run)
+
+    def made(run: ShelfRun) -> View:
+        for step in run.steps:
+            run.check_step(step)
+        return report_view(run)
+
+    return shelf.reading(name, made)
 
 
 def over_training_page(shelf: Shelf, name: str) -> View:
@@ -60,13 +70,12 @@ def over_training_page(shelf: Shelf, name: str) -> View:
         Missing, SchemaError: the run cannot be read.
         ValueError: it recorded no evaluations.
     """
-    return sv.over_training(shelf.open(name))
+    return shelf.reading(name, sv.over_training)
 
 
 def methods_page(shelf: Shelf, name: str, step: int, group: int, sample: int) -> View:
     """One rollout under every method whose credit is known. Raises as `rollout_page`."""
-    run = shelf.open(name)
-    return sv.compare(run.credits(step, group, sample))
+    return shelf.reading(name, lambda run: sv.compare(run.credits(step, group, sample)))
 
 
 def versus_page(shelf: Shelf, first: str, second: str) -> View:
@@ -80,7 +89,6 @@ def versus_page(shelf: Shelf, first: str, second: str) -> View:
         name, *ids = said.rsplit("/", 3)
         if len(ids) != 3 or not all(re.fullmatch(r"\d{1,9}", one) for one in ids):
             raise Missing("A rollout is named as run/step/group/sample.")
-        run = shelf.open(name)
-        found.append(run.rollout(*map(int, ids)))
-        names.append(run.name)
+        found.append(shelf.reading(name, lambda run, ids=ids: run.rollout(*map(int, ids))))
+        names.append(name)
     return sv.versus(*found, names=(f"A: {names[0]}", f"B: {names[1]}"))

@@ -33,7 +33,7 @@ from segpo_core.tasks.shapes import (
 from segviz.app.asked import Asked, Wish, ask, contrast, resample
 from segviz.app.kept import Kept
 from segviz.app.shelf import Missing, Shelf
-from segviz.app.studio import Busy, Job, Source, Studio, checkpoint, sees, sources
+from segviz.app.studio import Busy, Job, Source, Studio, checkpoint, sources
 from segviz.app.uploads import EDGE, LARGEST_FILE, body, decode
 from segviz.show.encode import plain_json, tidy
 from segviz.show.view import View
@@ -205,7 +205,7 @@ class Playground:
     def _text(self, source: Source) -> bool:
         """Whether a language model is asked."""
         try:
-            return not sees(checkpoint(self.shelf, source)[0])
+            return checkpoint(self.shelf, source).text
         except (LookupError, ValueError, OSError):  # it is said when the model is loaded
             return False
 
@@ -226,7 +226,7 @@ class Playground:
 
     def _config(self, run: str | None) -> Mapping[str, Any]:
         try:
-            return self.shelf.open(run).config if run is not None else {}
+            return self.shelf.reading(run, lambda found: found.config) if run is not None else {}
         except (LookupError, ValueError, OSError):  # it is said when the model is loaded
             return {}
 

@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from segpo_core.policy.corruptions import KINDS
 from segpo_core.record.files import read_plain, write_atomic
+from segviz.app.patience import Hangs
 from segviz.app.shelf import Missing, Place, Shelf, ShelfRun, inside
 from segviz.app.studio import Busy, Job, Source, Stopped, Studio, checkpoints, interruptible
 from segviz.app.uploads import body
@@ -74,16 +75,19 @@ class Recorded:
     def choices(self, name: str, step: int, group: int, sample: int) -> dict[str, Any]:
         """{segments: their texts, checkpoint: which one is asked, null without any, corruptions, most, results: those
         that are kept, the newest first}. Raises Missing, SchemaError, KeyError."""
-        run = self.shelf.open(name)
-        rollout = run.rollout(step, group, sample)
-        pieces, source = rollout.pieces, source_of(run.place, step)
-        return {
-            "segments": [tidy("".join(pieces[a:b]))[:SNIPPET] for a, b in rollout.segments],
-            "checkpoint": None if source is None else source.step,
-            "corruptions": CORRUPTIONS if rollout.row.get("images") else [],
-            "most": MOST,
-            "results": kept(run.place, step, group, sample),
-        }
+
+        def found(run: ShelfRun) -> dict[str, Any]:
+            rollout = run.rollout(step, group, sample)
+            pieces, source = rollout.pieces, source_of(run.place, step)
+            return {
+                "segments": [tidy("".join(pieces[a:b]))[:SNIPPET] for a, b in rollout.segments],
+                "checkpoint": None if source is None else source.step,
+                "corruptions": CORRUPTIONS if rollout.row.get("images") else [],
+                "most": MOST,
+                "results": kept(run.place, step, group, sample),
+            }
+
+        return self.shelf.reading(name, found)
 
     def ask(self, raw: Mapping[str, Any]) -> Job:
         """run, step, group, sample, ask (a name of `ASKS`), segment (from 0), number, corruption.
@@ -95,9 +99,9 @@ class Recorded:
         if what not in ASKS or not isinstance(name, str):
             raise ValueError(f"ask must be one of {', '.join(ASKS)}, of a run.")
         step, group, sample = (_number(raw, key, 2**31 - 1) for key in ("step", "group", "sample"))
-        run = self.shelf.open(name)
-        rollout = run.rollout(step, group, sample)
-        source = source_of(run.place, step)
+        run, rollout, source = self.shelf.reading(
+            name, lambda run: (run, run.rollout(step, group, sample), source_of(run.place, step))
+        )
         if source is None:
             raise Missing(f"{tidy(name)} has no checkpoint to ask; train with save_steps > 0 to keep some.")
         if what == "spoil":
@@ -117,7 +121,7 @@ class Recorded:
             page = work(job)
             if job.stopped():  # what was found is not what was asked for
                 raise Stopped
-            return keep(run, rollout, page, words)
+            return keep(self.shelf, run.place, rollout, page, words)
 
         return self.studio.submit(done)
 
@@ -171,7 +175,7 @@ class Recorded:
         if not ids or len(ids) != len(rollout.pieces):
             raise ValueError("The rollout has no token ids of its own to go on from.")
         policy = self.studio.policy(source, job)
-        config = self.shelf.open(str(source.run)).config
+        config = self.shelf.reading(str(source.run), lambda run: run.config)
         temperature = config.get("temperature", 1.0)
         policy.sampler.temperature = float(temperature) if isinstance(temperature, (int, float)) else 1.0
         policy.network.temperature = policy.sampler.temperature or 1.0
@@ -195,24 +199,28 @@ def folder(place: Place) -> Path:
     return place.path.with_name(f"{place.path.name}.asked")
 
 
-def keep(run: ShelfRun, rollout: Rollout, page: View, words: str) -> Result:
+def keep(shelf: Shelf, place: Place, rollout: Rollout, page: View, words: str) -> Result:
     """Keep a page beside the run; where that cannot be written, it is shown all the same."""
     data = dict(page.data) | ({"pictures": pictures(rollout)} if page.kind == "roles" else {})
     page = View(page.kind, page.title, data)
     ids = (rollout.row["step"], rollout.row["group"], rollout.row["sample"])
     name = "{:06d}-{}-{}-{:x}".format(*ids, time.time_ns())
     told = plain_json({"words": words, "at": time.time(), "kind": page.kind, "title": page.title, "data": data})
-    place = folder(run.place)
-    try:
-        if not inside(place, run.place.path.parent):
-            raise OSError(f"{place.name} is a link that leads elsewhere")
+
+    def write() -> None:
+        results = folder(place)
+        if not inside(results, place.path.parent):
+            raise OSError(f"{results.name} is a link that leads elsewhere")
         if len(told) > LARGEST:
             raise OSError("it is too large")
-        place.mkdir(exist_ok=True)
-        write_atomic(place / f"{name}.json", told.encode("utf-8", "replace"))
-        for old in sorted(place.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        results.mkdir(exist_ok=True)
+        write_atomic(results / f"{name}.json", told.encode("utf-8", "replace"))
+        for old in sorted(results.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             old.unlink(missing_ok=True)
-    except OSError as error:
+
+    try:
+        shelf.within(place, write)
+    except (OSError, Hangs) as error:
         return Result(page, "", tidy(f"The result is not kept: {error}"))
     return Result(page, name)
 
@@ -231,7 +239,8 @@ def kept(place: Place, step: int, group: int, sample: int) -> list[dict[str, Any
 
 def kept_page(shelf: Shelf, name: str, result: str) -> View:
     """A page that is kept. Raises Missing."""
-    told = _read(shelf.place(name), result)
+    place = shelf.place(name)
+    told = shelf.within(place, lambda: _read(place, result))
     kind, title, data = told.get("kind"), told.get("title"), told.get("data")
     if kind not in ("counterfactual", "roles") or not isinstance(title, str) or not isinstance(data, dict):
         raise Missing("This result cannot be read.")

@@ -12,7 +12,8 @@ import gradio as gr
 
 from segviz.app.index import Index, Indexed
 from segviz.app.notes import NONE, Note, Notes
-from segviz.app.shelf import Shelf
+from segviz.app.patience import Hangs
+from segviz.app.shelf import Place, Shelf
 from segviz.show.encode import tidy
 from segviz.show.theme import method_label
 
@@ -180,7 +181,7 @@ def pick(shelf: Shelf, index: Index, question: Question, notes: Notes | None = N
     noted = {
         (runs[place.name].number, *key): note
         for place in (chosen if notes else ())
-        for key, note in (notes.of(shelf.identity(place)).items() if notes else ())
+        for key, note in (notes.of(_identity(shelf, place)).items() if notes else ())
     }
     tests, values = question.sql()
     if question.label:
@@ -190,6 +191,13 @@ def pick(shelf: Shelf, index: Index, question: Question, notes: Notes | None = N
         values = [*values, *columns]
     where = "run IN (SELECT unnest(?::INT[]))"
     return Picked(runs, list(places), noted, where, tests, [[run.number for run in runs.values()], *values])
+
+
+def _identity(shelf: Shelf, place: Place) -> str:
+    try:
+        return shelf.identity(place)
+    except Hangs:  # its rollouts are those that were read before; of notes there are none until it answers
+        return ""
 
 
 def named(said: str, there: Collection[str]) -> list[str]:

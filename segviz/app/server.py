@@ -119,7 +119,7 @@ def _data(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/segpo/api/live")
     def live(request: Request) -> Response:
-        return _same(request, desk.live.page(names(request)))
+        return _told(lambda: _same(request, desk.live.page(names(request))))
 
     @app.get("/segpo/api/found")
     def found(request: Request) -> Response:
@@ -129,7 +129,7 @@ def _data(app: FastAPI, desk: Desk) -> None:
     def picture(run: str, sha: str) -> Response:
         """A picture of a run, small: only its pixels travel, whatever else the file holds."""
         try:
-            made = small_png(shelf.open(run).image(sha))
+            made = small_png(shelf.reading(run, lambda found: found.image(sha)))
         except (Missing, ValueError, OSError):
             made = None
         kept = {"Cache-Control": "private, max-age=86400, immutable"}  # named by what it shows

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segpo_core.record.files import span_of
 from segpo_core.record.store import IMAGE_SUFFIXES, SchemaError, read_manifest, step_of
@@ -28,6 +28,7 @@ from segviz.show.encode import tidy
 from segviz.show.theme import method_label
 from segviz.views.rightness import results_of
 
+T = TypeVar("T")
 KINDS = ("run.json", "metrics", "rollouts", "eval", "nodes", "images", "credit")
 BUSY = 60.0  #: seconds without a new step until a run is called quiet
 
@@ -151,15 +152,20 @@ class Shelf:
             raise Missing(f"There is no run {name!r} here (any more). Runs that are there: {there}.")
         return places[name]
 
-    def open(self, name: str) -> ShelfRun:
-        """A run as it is now.
+    def reading(self, name: str, work: Callable[[ShelfRun], T]) -> T:
+        """What `work` makes of a run as it is now. Whatever reads its files belongs in there: it is not waited for for
+        ever.
 
         Raises:
             Missing: there is no such run, it hangs, or a link in it leads outside.
             SchemaError: its run.json is missing, broken or of another version.
         """
         place = self.place(name)
-        return self.patience.ask(place.path, lambda: ShelfRun(place, self.log(place)))
+        return self.within(place, lambda: work(ShelfRun(place, self.log(place))))
+
+    def within(self, place: Place, work: Callable[[], T]) -> T:
+        """What `work` finds in a run's directory. Raises Hangs: it does not answer."""
+        return self.patience.ask(place.path, work)
 
     def log(self, place: Place) -> MetricLog:
         """The metrics of a run, read as far as there was time."""
@@ -210,8 +216,8 @@ class Shelf:
         return about | {"state": "running", "words": f"{of}, the next takes long" if slow else of}
 
     def identity(self, place: Place) -> str:
-        """What a run is known by wherever its folder lies: the folder's name, and when it was started."""
-        manifest = self._manifest(place)
+        """What a run is known by wherever its folder lies: the folder's name, and when it was started. Raises Hangs."""
+        manifest = self.within(place, lambda: self._manifest(place))
         started = manifest.get("started") if isinstance(manifest, dict) else None
         return f"{printable(place.path.name)}@{started or ''}"
 
@@ -228,9 +234,7 @@ class Shelf:
         known = self._manifests.get(place.path)
         if known is None or known[0] != stamp:
             try:
-                known = (stamp, self.patience.ask(place.path, partial(read_manifest, place.path)))
-            except Hangs as error:
-                return str(error)
+                known = (stamp, read_manifest(place.path))
             except (SchemaError, OSError) as error:
                 known = (stamp, str(error))
             self._manifests[place.path] = known

@@ -21,6 +21,7 @@ import gradio as gr
 from segpo_core.loading import names_code
 from segpo_core.shipped import ROOT
 from segpo_core.tasks import SUFFIXES
+from segviz.app.patience import Hangs, Patience
 from segviz.show.encode import tidy
 from segviz.show.theme import METHODS
 
@@ -104,7 +105,7 @@ class Starter:
     """At most one training process, in the first directory of runs and in a process group of its own."""
 
     def __init__(self, root: Path):
-        self.root = root
+        self.root, self.patience = root, Patience()
         self._process: subprocess.Popen | None = None
         self._settings: Settings | None = None
         self._output: Any = None
@@ -117,19 +118,25 @@ class Starter:
         return shlex.join(["segpo", *settings.flags(_short(self.root / settings.name))])
 
     def free_name(self, method: str = "sapo") -> str:
-        """A name that no folder has yet."""
+        """A name that no folder has yet; where the disk does not answer, the first."""
+        try:
+            return self.patience.ask(self.root, lambda: self._free(method))
+        except Hangs:
+            return f"{method}-1"
+
+    def _free(self, method: str) -> str:
         return next(name for i in itertools.count(1) if not os.path.lexists(self.root / (name := f"{method}-{i}")))
 
     def start(self, settings: Settings) -> None:
         """Start training.
 
         Raises:
-            ValueError: something is running, or there is such a folder already.
+            ValueError: something is running, or there is such a folder already; Hangs: nobody can tell.
         """
         with self._lock:
             if self._alive():
                 raise ValueError(f"{self._settings.name} is still training; stop it first, or wait for its end.")
-            if os.path.lexists(self.root / settings.name):
+            if self.patience.ask(self.root, lambda: os.path.lexists(self.root / settings.name)):
                 raise ValueError(f"There is a folder {settings.name} already; choose another name.")
             if self._output is not None:
                 self._output.close()
@@ -259,7 +266,7 @@ def tab(starter: Starter) -> None:
         try:
             settings = _settings((name, method, steps, seed, rate, group, batch, every, size, dataset))
             starter.start(settings)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, Hangs) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
         return starter.command(settings)
 

@@ -200,15 +200,20 @@ class Studio:
             Missing: there is no such checkpoint (any more), or it leads outside.
             ValueError: it cannot be loaded.
         """
-        path, root = checkpoint(self.shelf, source)
-        stamp = (path / "config.json", path / "adapter_config.json", path / "trainer.json")
-        key = (path, *(file.stat().st_mtime_ns if file.exists() else 0 for file in stamp))
-        if self._policy is None or self._policy[0] != key:
+        found = checkpoint(self.shelf, source)
+        if self._policy is None or self._policy[0] != found.key:
             job.say(f"Loading {source}…")
             self._policy = None
             gc.collect()
-            enough(path)
-            self._policy = (key, load(path, root, source))
+
+            def made() -> Policy:
+                enough(found.path)
+                return load(found.path, None if found.place is None else found.place.root, source)
+
+            self._policy = (found.key, made() if found.place is None else self.shelf.within(found.place, made))
+            import torch
+
+            torch.set_num_threads(1)  # of this thread too: it was loaded in one that could be left behind
         if job.cancelled.is_set():
             raise Stopped
         job.until = time.monotonic() + SECONDS
@@ -265,12 +270,14 @@ def sources(shelf: Shelf) -> list[dict[str, Any]]:
     """Models to choose from, those of the run that changed last first: {run, step, label, text}; `text`: a language
     model, which is asked without a picture."""
     places = shelf.places()
-    found = [
+    at = {place.path: place for place in places.values()}
+    there = shelf.patience.each(list(at), lambda path: [(n, not sees(c)) for n, c in checkpoints(at[path])])
+    found: list[dict[str, Any]] = [
         {"run": run["name"], "step": step, "label": f"{run['name']} · {run['label'] or 'run'} · step {step}",
-         "text": not sees(path)}
+         "text": text}
         for run in shelf.described()
         if run["name"] in places
-        for step, path in reversed(checkpoints(places[run["name"]]))
+        for step, text in reversed(there.get(places[run["name"]].path, []))
     ]  # fmt: skip
     if (EMBEDDED / "config.json").is_file():
         found.append({"run": None, "step": None, "label": "tiny-vlm · before any training", "text": False})
@@ -292,17 +299,37 @@ def checkpoints(place: Place) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def checkpoint(shelf: Shelf, source: Source) -> tuple[Path, Path | None]:
-    """(directory of a model, the directory that was given and holds it; None for the embedded one).
+@dataclass(frozen=True)
+class Found:
+    """The directory of a model. `place`: the run that it belongs to; None: the embedded one. `text`: a language model.
+    `key`: changes where its files do."""
+
+    path: Path
+    place: Place | None
+    text: bool
+    key: tuple
+
+
+def checkpoint(shelf: Shelf, source: Source) -> Found:
+    """Where a model lies.
 
     Raises:
-        Missing: no such run or checkpoint, or a link in it leads outside.
+        Missing: no such run or checkpoint, a link in it leads outside, or it does not answer.
     """
     if source.run is None:
         if not (EMBEDDED / "config.json").is_file():
             raise Missing("The embedded policy is not part of this installation; choose a run's checkpoint.")
-        return EMBEDDED, None
+        return Found(EMBEDDED, None, not sees(EMBEDDED), _stamp(EMBEDDED))
     place = shelf.place(source.run)
+    return shelf.within(place, lambda: _checkpoint(place, source))
+
+
+def _stamp(path: Path) -> tuple:
+    files = (path / "config.json", path / "adapter_config.json", path / "trainer.json")
+    return (path, *(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
+
+
+def _checkpoint(place: Place, source: Source) -> Found:
     there = dict(checkpoints(place))
     path = there.get(source.step if source.step is not None else -1)
     if path is None:
@@ -311,7 +338,7 @@ def checkpoint(shelf: Shelf, source: Source) -> tuple[Path, Path | None]:
     for file in (place.path / "run.json", *path.rglob("*")):
         if not inside(file, place.root):
             raise Missing(f"{file.name} of {source} is a link that leads out of {place.root}; it is not followed.")
-    return path, place.root
+    return Found(path, place, not sees(path), _stamp(path))
 
 
 def _own_base(path: Path, root: Path, source: Source) -> None:

@@ -59,15 +59,15 @@ def test_nothing_outside_is_read_through_links(tmp_path, index):
     answer = read_all(shelf, index, run="mine")
     assert 99 not in {row["step"] for row in answer["rows"]} and "leads outside" in answer["problems"][0]
     with pytest.raises(Missing, match="leads out"):
-        shelf.open("mine").rollout(99, 0, 0)
+        shelf.reading("mine", lambda run: run.rollout(99, 0, 0))
     image = next((secret / "images").iterdir())
     (mine / "images" / f"{'ab' * 32}.png").symlink_to(image)
-    assert shelf.open("mine").image("ab" * 32) is None
-    assert shelf.open("mine").image(next((mine / "images").glob("[!a]*")).stem) is not None
+    assert shelf.reading("mine", lambda run: run.image("ab" * 32)) is None
+    assert shelf.reading("mine", lambda run: run.image(next((mine / "images").glob("[!a]*")).stem)) is not None
     shutil.rmtree(mine / "credit", ignore_errors=True)
     (mine / "credit").symlink_to(secret)
     with pytest.raises(Missing, match="credit is a link"):
-        shelf.open("mine")
+        shelf.reading("mine", lambda run: run)
     (mine / "credit").unlink()
     os.rename(mine / "rollouts", mine / "own")
     (mine / "rollouts").symlink_to(secret / "rollouts")

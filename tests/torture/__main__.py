@@ -129,11 +129,16 @@ def main() -> int:
                 print(row, flush=True)
                 rows.append(row)
                 wrong += number
-        begin, end = f"<!-- torture: {part} -->", f"<!-- /torture: {part} -->"
-        before, _, rest = RESULTS.read_text(encoding="utf-8").partition(begin)
-        after = rest.partition(end)[2]
-        RESULTS.write_text("\n".join([f"{before}{begin}", *rows, f"{end}{after}"]), encoding="utf-8")
+                written(part, rows)
     return min(wrong, 1)
+
+
+def written(part: str, rows: list[str]) -> None:
+    """Put the rows that there are so far into RESULTS."""
+    begin, end = f"<!-- torture: {part} -->", f"<!-- /torture: {part} -->"
+    before, _, rest = RESULTS.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    RESULTS.write_text("\n".join([f"{before}{begin}", *rows, f"{end}{after}"]), encoding="utf-8")
 
 
 if __name__ == "__main__":
