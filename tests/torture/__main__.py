@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -30,7 +31,7 @@ NUMBERS = {
     "verl dumps": 500, "TRL dumps": 400, "data sets": 788,
 }  # fmt: skip
 TEXTS = 1000  #: hostile ones, in every view and the app
-KILLS = {1: 25, 2: 12}  #: processes -> kills of each kind of training
+KILLS = {1: 25, 2: 12}  #: processes of a training -> kills of each kind of it
 
 
 def kinds(place: Path) -> dict[str, Callable]:
@@ -65,7 +66,7 @@ def files(place: Path, seed: int, share: float) -> Rows:
         yield f"| {name} | {number} | {len(found)} |", len(found)
 
 
-def killed(place: Path, seed: int, share: float) -> Rows:
+def killed(place: Path, seed: int, share: float, processes: int = 1) -> Rows:
     yield (
         (
             "| killed at random moments, then resumed to the end | processes | kills | starts | reads meanwhile | "
@@ -74,15 +75,14 @@ def killed(place: Path, seed: int, share: float) -> Rows:
         0,
     )
     models = {False: families.llama(place / "llama"), True: families.llava(place / "llava")}
-    for processes, number in KILLS.items():
-        for name, (_, pictures) in kills.KINDS.items():
-            with tempfile.TemporaryDirectory(dir=place) as folder:
-                wanted = max(1, round(number * share))
-                told = kills.killed(name, models[pictures], Path(folder), wanted, processes, seed)
-            if told.wrong:
-                print(f"{name}, {processes} processes: {told.wrong}", flush=True)
-            wrong = int(bool(told.wrong))
-            yield f"| {name} | {processes} | {told.kills} | {told.starts} | {told.reads:,} | {wrong} |", wrong
+    for name, (_, pictures) in kills.KINDS.items():
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            wanted = max(1, round(KILLS[processes] * share))
+            told = kills.killed(name, models[pictures], Path(folder), wanted, processes, seed)
+        if told.wrong:
+            print(f"{name}, {processes} processes: {told.wrong}", flush=True)
+        wrong = int(bool(told.wrong))
+        yield f"| {name} | {processes} | {told.kills} | {told.starts} | {told.reads:,} | {wrong} |", wrong
 
 
 def broken(place: Path, seed: int, share: float) -> Rows:
@@ -110,6 +110,7 @@ def looked_at(place: Path, seed: int, share: float) -> Rows:
 PARTS: dict[str, Callable[[Path, int, float], Rows]] = {
     "disks": broken,
     "kills": killed,
+    "kills2": partial(killed, processes=2),
     "files": files,
     "pages": looked_at,
 }
