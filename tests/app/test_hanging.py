@@ -24,8 +24,8 @@ from segviz.app.patience import Hangs, Patience
 from segviz.app.shelf import Shelf
 from tests.app.served import get, read_all, serving, told
 from tests.fakes.fake_run import write_run
+from tests.fakes.forks import forked
 from tests.torture.disks import apart, called
-from tests.torture.forks import forked
 
 CONTENT, ADD, OPEN_PERM, HERE = 4, 1, 0x10000, -100
 
@@ -159,7 +159,7 @@ def routes_on_hanging_folders(folder: str) -> None:
             status, _, body = get(address, route.replace("RUN", name).replace("SHA", sha))
             return name, route, status, body
 
-        with serving(place / "runs") as (address, process), ThreadPoolExecutor(8) as pool:
+        with serving(place / "runs", fork=False) as (address, process), ThreadPoolExecutor(8) as pool:
             before = {route: ask("good", route)[2] for route in ROUTES}
             for name in runs:
                 assert ask(name, "/segpo/api/live?run=RUN")[2] == 200

@@ -24,9 +24,9 @@ from segpo_core.training import hold as module
 from segpo_core.training.hold import LOCK, Hold
 from segpo_core.training.loop import Trainer
 from tests.fakes import families
+from tests.fakes.forks import forked
 from tests.fakes.toy import ToyTask
 from tests.torture.disks import called
-from tests.torture.forks import forked
 from tests.training.test_loop import config_for
 
 BEAT, STALE = 0.1, 1.0
