@@ -122,6 +122,7 @@ def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | Non
     # tyro would make a flag of every name in them, some of which are fields of the run
     args_of_data, config.dataset_args = config.dataset_args, {}
     args_of_lora, config.lora_args = config.lora_args, {}
+    of_template, config.chat_template_kwargs = config.chat_template_kwargs, {}
     config = tyro.cli(
         TrainConfig,
         default=config,
@@ -133,6 +134,7 @@ def parse_train(argv: list[str], prog: str = "segpo train", defaults: dict | Non
         config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
     )
     config.dataset_args, config.lora_args = args_of_data, args_of_lora
+    config.chat_template_kwargs = of_template
     return config
 
 

@@ -71,6 +71,9 @@ class TrainConfig:
     lora_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of peft's LoraConfig: use_dora, use_rslora, modules_to_save …"""
 
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Values of variables of the chat template, such as enable_thinking; checkpoints have them in their template."""
+
     dataset: str = "shapes"
     """`shapes` or `arithmetic`, or a .jsonl / .parquet file, or the hub name of a data set with prompt, images and
     answer columns, or a task of your own as `file.py:Task` or `package.module:Task`."""
@@ -153,8 +156,8 @@ class TrainConfig:
     seed: int = 0
     """Names every random stream of the run: problems, sampling, order."""
 
-    eval_steps: int = 25
-    """Steps between evaluations on the held-out set; 0: never."""
+    eval_steps: float = 25
+    """Steps between evaluations on the held-out set; below 1, the share of max_steps; 0: never."""
     eval_size: int = 200
     """Held-out problems; always the same ones."""
     num_generations_eval: int = 0
@@ -162,8 +165,8 @@ class TrainConfig:
     log_eval_completions: int = 16
     """Held-out problems, the first ones, whose greedy completion is recorded at every evaluation: one prompt over
     training. Costs no sampling of its own; 0: none."""
-    save_steps: int = 50
-    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    save_steps: float = 50
+    """Steps between checkpoints; below 1, the share of max_steps. The last step is always saved; 0: only that."""
     save_minutes: float = 0
     """Minutes between checkpoints, besides those of save_steps: what a run that is killed loses at most, and one step;
     0: steps alone count."""
@@ -201,6 +204,11 @@ class TrainConfig:
                      "record_steps"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        for name in ("eval_steps", "save_steps"):
+            if (steps := getattr(self, name)) >= 1:
+                if steps != int(steps):
+                    raise ValueError(f"{name} is {steps}: it is a number of steps, or below 1 a share of max_steps")
+                setattr(self, name, int(steps))
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"report_to names {unknown[0]!r}; there are none, {', '.join(TRACKERS)}")
         if self.vllm_python and self.sampler != "vllm":
@@ -262,6 +270,10 @@ class TrainConfig:
         """Passes' worth of completions a step, on each device."""
         return self.steps_per_generation or self.gradient_accumulation_steps
 
+    def whole_steps(self, steps: float) -> int:
+        """A number of steps, or the share of `max_steps` that a number below 1 is."""
+        return int(steps) if steps >= 1 else math.ceil(steps * self.max_steps)
+
     def prompts_per_step(self, processes: int) -> int:
         """Prompts sampled in one step on each process.
 
@@ -282,7 +294,7 @@ class TrainConfig:
     def learning_rate_factor(self, step: int) -> float:
         """Share of the peak learning rate in step `step` (the first is 1). A function of the step alone, so a run that
         goes on from a checkpoint needs no scheduler state."""
-        warmup = self.warmup_steps if self.warmup_steps >= 1 else math.ceil(self.warmup_steps * self.max_steps)
+        warmup = self.warmup_steps if self.warmup_steps >= 1 else self.whole_steps(self.warmup_steps)
         if step <= warmup:
             return step / warmup
         if self.lr_scheduler_type == "constant":

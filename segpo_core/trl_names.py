@@ -25,6 +25,7 @@ class Rule:
     neutral: tuple[Any, ...] = ()  #: values that change nothing: nothing is said about them
     any_value: bool = False  #: every value is accepted, with the word; else others than the neutral ones are refused
     turn: Turn | None = None  #: (value, all settings) -> settings here; may refuse
+    first: bool = False  #: what it is turned into goes before what the settings say themselves
 
     @property
     def kind(self) -> str:
@@ -54,13 +55,19 @@ RULES: dict[str, Rule] = {
     "dtype": Rule("float32 or bfloat16", turn=turns.dtype),
     "torch_dtype": Rule("dtype", turn=turns.dtype),
     "report_to": Rule("report_to, several with commas", turn=turns.report_to),
-    "eval_strategy": Rule("no: eval_steps 0", turn=turns.eval_strategy),
-    "eval_steps": Rule("eval_steps", turn=turns.steps("eval_steps")),
-    "save_strategy": Rule("no: save_steps 0", turn=turns.save_strategy),
-    "save_steps": Rule("save_steps", turn=turns.steps("save_steps")),
+    "eval_strategy": Rule("no: eval_steps 0; epoch: eval_steps, a share",
+                          turn=turns.strategy("eval_strategy", "eval_steps", 0.9999), first=True),
+    "eval_steps": Rule("none: the default here", turn=turns.unless_none("eval_steps")),
+    "save_strategy": Rule("no: save_steps 0; epoch: save_steps, a share",
+                          turn=turns.strategy("save_strategy", "save_steps", 0), first=True),
+    "save_steps": Rule("none: the default here", turn=turns.unless_none("save_steps")),
     "save_total_limit": Rule("none: the default here", turn=turns.unless_none("save_total_limit")),
     "num_generations_eval": Rule("none: the default here", turn=turns.unless_none("num_generations_eval")),
     "output_dir": Rule("none: the default here", turn=turns.unless_none("output_dir")),
+    "chat_template_kwargs": Rule("none: the default here", turn=turns.unless_none("chat_template_kwargs")),
+    "activation_checkpointing": Rule("gradient_checkpointing", turn=turns.unless_none("gradient_checkpointing"),
+                                     first=True),
+    "top_p": Rule("none: 1", turn=turns.unless_none("top_p")),
     "top_k": Rule("none, or -1: 0", turn=lambda value, settings: {} if value in (None, -1) else {"top_k": value}),
     **{name: Rule(f"{', '.join(inside)}, each as it stands outside; others are refused", turn=lambda *_: {})
        for name, inside in turns.INSIDE.items()},
@@ -86,7 +93,10 @@ RULES: dict[str, Rule] = {
     "dataset_config": Rule("dataset_args: config_name", turn=turns.data_args("config_name", None)),
     "dataset_train_split": Rule("dataset_args: split", turn=turns.data_args("split", "train")),
     "dataset_test_split": Rule("dataset_args: eval_split, where eval_strategy is steps", turn=turns.test_split),
-    "evaluation_strategy": Rule("eval_strategy", turn=turns.eval_strategy),
+    "evaluation_strategy": Rule("eval_strategy", turn=turns.strategy("evaluation_strategy", "eval_steps", 0.9999),
+                                first=True),
+    "system_prompt": Rule("dataset_args: system_prompt", turn=turns.data_args("system_prompt", None)),
+    "dataset_prompt_column": Rule("dataset_args: prompt_column", turn=turns.data_args("prompt_column", "prompt")),
     "no_cuda": Rule("cpu", turn=lambda value, settings: {"cpu": bool(value)}),
     # accepted with a word
     "attn_implementation": Rule("attention is torch's own (sdpa), with flash kernels where it has some",
@@ -110,7 +120,6 @@ RULES: dict[str, Rule] = {
         "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
         "remove_unused_columns", "train_sampling_strategy", "length_column_name", "label_names", "group_by_length")},
     "gradient_checkpointing_kwargs": Rule("layers are always recomputed without reentrance", any_value=True),
-    "activation_checkpointing": Rule("see gradient_checkpointing", any_value=True),
     "activation_checkpointing_kwargs": Rule("see gradient_checkpointing", any_value=True),
     "disable_dropout": Rule(_DROPOUT, any_value=True),
     "average_tokens_across_devices": Rule("losses are means over the whole batch in any case", any_value=True),
@@ -121,6 +130,9 @@ RULES: dict[str, Rule] = {
     "pad_to_multiple_of": Rule("padding changes no number here", any_value=True),
     "use_cache": Rule("sampling always keeps a cache, training never", any_value=True),
     "tf32": Rule("torch decides", any_value=True),
+    "torch_compile": Rule("nothing is compiled", (False,), any_value=True),
+    **{name: Rule("the head goes over a chunk of tokens at a time in any case", (False,), any_value=True) for name in (
+        "use_liger_kernel", "use_liger_loss")},
     "project": Rule("trackers know the run as segpo", any_value=True),
     "cast_lm_head_to_fp32": Rule("log-probabilities are float32 in any case", any_value=True),
     "ds3_gather_for_generation": Rule("only DeepSpeed asks", any_value=True),
@@ -148,22 +160,17 @@ RULES: dict[str, Rule] = {
     # refused, but for the value that changes nothing
     "repetition_penalty": Rule(_SAMPLING, (1, 1.0, None)),
     "cache_implementation": Rule(_CACHE, (None,)),
-    "chat_template_kwargs": Rule("the chat template is used as it is: change it in the model's folder", (None, {})),
     "use_transformers_continuous_batching": Rule("set sampler to vllm", (False,)),
     "use_transformers_paged": Rule("set sampler to vllm", (False,)),
     "fp16": Rule("set dtype to bfloat16 or float32", (False, None)),
     "bf16_full_eval": Rule("set dtype", (False, None)),
     "fp16_full_eval": Rule("set dtype", (False, None)),
-    "optim": Rule("the optimizer is AdamW: learning_rate, weight_decay, adam_beta2", (
-        "adamw_torch", "adamw_torch_fused", "OptimizerNames.ADAMW_TORCH", "OptimizerNames.ADAMW_TORCH_FUSED")),
+    "optim": Rule("AdamW, whose moments are float32; learning_rate, weight_decay, adam_beta2", turn=turns.optimizer),
     "adam_beta1": Rule("it is 0.9; adam_beta2 is a setting", (0.9,)),
     "adam_epsilon": Rule("it is 1e-8", (1e-8,)),
     "optim_target_modules": Rule("all parameters that are trained, or LoRA's: use_peft", (None,)),
     "label_smoothing_factor": Rule(_WHOLE, (0, 0.0)),
     "neftune_noise_alpha": Rule(_WHOLE, (None,)),
-    "torch_compile": Rule(_WHOLE, (False,)),
-    "use_liger_kernel": Rule(_WHOLE, (False,)),
-    "use_liger_loss": Rule(_WHOLE, (False,)),
     "auto_find_batch_size": Rule("set per_device_train_batch_size", (False,)),
     "eval_delay": Rule("set eval_steps", (0, None)),
     "save_only_model": Rule("a checkpoint holds all that --resume needs", (False,)),
@@ -221,6 +228,7 @@ def translate(settings: Settings, known: Collection[str], source: str = "the set
         ValueError: a name or value that has no counterpart; the message names the nearest setting.
     """
     ours: Settings = {}
+    before: Settings = {}
     words: dict[str, list[str]] = {}
     try:
         default, settings = turns.defaults(settings), turns.opened(settings)
@@ -234,6 +242,10 @@ def translate(settings: Settings, known: Collection[str], source: str = "the set
         elif rule.turn is not None:
             given = settings | {name: ours[name] for name in _DICTS if name in ours}
             turned = _turned(rule.turn, name, value, given, source)
+            if word := turned.pop(turns.WORD, None):
+                words.setdefault(word, []).append(name)
+            if rule.first:
+                before |= turned
             ours |= {k: v for k, v in turned.items() if k == name or k not in settings or k in _DICTS}
         elif any(value is one or (type(value) is not bool and value == one) for one in rule.neutral) or (
             str(value) in rule.neutral
@@ -244,4 +256,4 @@ def translate(settings: Settings, known: Collection[str], source: str = "the set
                 words.setdefault(rule.word, []).append(name)
         else:
             raise ValueError(f"{source}: {name} is {value!r}: {rule.word}")
-    return ours, [f"{', '.join(names)}: {word}" for word, names in words.items()]
+    return ours | before, [f"{', '.join(names)}: {word}" for word, names in words.items()]

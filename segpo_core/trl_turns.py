@@ -13,6 +13,8 @@ from dataclasses import fields
 from typing import Any
 
 Settings = dict[str, Any]
+#: Among the settings that a function gives: a word about the value, which has no effect.
+WORD = "a word"
 
 
 def loss_type(value: Any, settings: Settings) -> Settings:
@@ -80,7 +82,14 @@ def defaults(settings: Settings) -> Settings:
         return {}
     from trl import GRPOConfig
 
-    return {field.name: field.default for field in fields(GRPOConfig)}
+    given = {name: settings.get(name) for name in _FILLED_IN}
+    return {
+        f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(GRPOConfig)
+    } | given
+
+
+#: Fields that a GRPOConfig fills in itself, by the machine or by others of its fields.
+_FILLED_IN = ("accelerator_config", "dataloader_pin_memory", "disable_tqdm", "pad_to_multiple_of")
 
 
 #: What `vars` of a GRPOConfig has beside its fields.
@@ -99,37 +108,38 @@ INSIDE = {
 }  # fmt: skip
 
 
+def optimizer(value: Any, settings: Settings) -> Settings:
+    name = str(getattr(value, "value", value))
+    if not re.fullmatch(r"(paged_)?adamw_\w+", name):
+        raise ValueError(f"optim is {name!r}: the optimizer is AdamW: learning_rate, weight_decay, adam_beta2")
+    return {} if name in ("adamw_torch", "adamw_torch_fused") else {WORD: "AdamW's moments are float32 here"}
+
+
 def report_to(value: Any, settings: Settings) -> Settings:
     names = [value] if isinstance(value, str) else list(value or [])
     names = [name.strip() for one in names for name in one.split(",")]
     return {"report_to": ",".join(name for name in names if name != "none") or "none"}
 
 
-def eval_strategy(value: Any, settings: Settings) -> Settings:
-    if str(value) not in ("no", "steps", "IntervalStrategy.NO", "IntervalStrategy.STEPS"):
-        raise ValueError(f"eval_strategy is {value!r}: evaluation goes by steps; set eval_steps (0: never)")
-    return {"eval_steps": 0} if str(value).lower().endswith("no") and not settings.get("eval_steps") else {}
+def strategy(name: str, steps: str, last: float) -> Callable[[Any, Settings], Settings]:
+    """When to evaluate or save: `steps` is the setting here, `last` its value for the end alone."""
 
+    def turn(value: Any, settings: Settings) -> Settings:
+        when = str(value).rpartition(".")[2].lower()
+        if when == "no":
+            return {} if settings.get(steps) and steps == "eval_steps" else {steps: 0}
+        if when == "epoch" and settings.get("max_steps", -1) in (-1, None):
+            epochs = float(settings.get("num_train_epochs") or 3)  # TRL's default
+            return {steps: 1 / epochs if epochs > 1 else last}
+        if when != "steps":
+            raise ValueError(f"{name} is {value!r}: it goes by steps, or by epochs of num_train_epochs; set {steps}")
+        return {}
 
-def save_strategy(value: Any, settings: Settings) -> Settings:
-    if str(value) not in ("no", "steps", "SaveStrategy.NO", "SaveStrategy.STEPS"):
-        raise ValueError(f"save_strategy is {value!r}: saving goes by steps; set save_steps (0: only the last)")
-    return {"save_steps": 0} if str(value).lower().endswith("no") else {}
+    return turn
 
 
 def unless_none(name: str) -> Callable[[Any, Settings], Settings]:
     return lambda value, settings: {} if value is None else {name: value}
-
-
-def steps(name: str) -> Callable[[Any, Settings], Settings]:
-    def turn(value: Any, settings: Settings) -> Settings:
-        if value is None:
-            return {}
-        if 0 < value < 1:
-            raise ValueError(f"{name} is {value}: it is a number of steps here, not a share of them")
-        return {name: int(value)}
-
-    return turn
 
 
 def batch(value: Any, settings: Settings) -> Settings:
@@ -148,11 +158,12 @@ def shuffle(value: Any, settings: Settings) -> Settings:
 
 def targets(value: Any, settings: Settings) -> Settings:
     """peft reads one text that is not a name as a pattern."""
-    if value in (None, "all-linear", ["all-linear"]):
-        return {"lora_target_modules": None}
-    if isinstance(value, str):
-        return {"lora_target_modules": [value] if re.fullmatch(r"[\w.]+", value) else value}
-    return {"lora_target_modules": sorted(value) if isinstance(value, set) else list(value)}
+    if isinstance(value, str) and not re.fullmatch(r"[\w.,-]+", value):
+        return {"lora_target_modules": value}
+    names = [value] if isinstance(value, str) else sorted(value) if isinstance(value, set) else list(value or [])
+    # TRL's own command lines have commas: --lora_target_modules "q_proj", "v_proj"
+    names = [part for name in names for part in (name.strip(",").split(",") if isinstance(name, str) else [name])]
+    return {"lora_target_modules": None if names in ([], ["all-linear"]) else names}
 
 
 def reward_funcs(value: Any, settings: Settings) -> Settings:

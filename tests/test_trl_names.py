@@ -8,18 +8,23 @@ import re
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from trl import GRPOConfig, ModelConfig, TrlParser
 from trl.scripts.grpo import GRPOScriptArguments
 
+from segpo_core.afterwards.trained import Policy
 from segpo_core.algos import GRPO
 from segpo_core.cli import parse_train
 from segpo_core.config import TrainConfig, from_dict
 from segpo_core.loading import absolute
-from segpo_core.policy.load import load_model
+from segpo_core.policy.inputs import Prompts
+from segpo_core.policy.load import load_model, load_processor, set_in_template
+from segpo_core.record.store import read_metrics
 from segpo_core.training.loop import Trainer
 from segpo_core.trl_names import RULES
 from tests.fakes import families
+from tests.fakes.toy import lucky_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 spec = importlib.util.spec_from_file_location("make_trl", DOCS / "make_trl.py")
@@ -108,6 +113,16 @@ def test_a_typical_config(caplog):
         (dict(warmup_ratio=0.2), ("warmup_steps", 0.2)),
         (dict(eval_strategy="no"), ("eval_steps", 0)),
         (dict(save_strategy="no"), ("save_steps", 0)),
+        (dict(save_steps=500, save_strategy="no"), ("save_steps", 0)),
+        (dict(save_strategy="epoch", save_steps=500, num_train_epochs=4), ("save_steps", 0.25)),
+        (dict(save_strategy="epoch", num_train_epochs=1), ("save_steps", 0)),
+        (dict(eval_strategy="epoch", num_train_epochs=1), ("eval_steps", 0.9999)),
+        (dict(save_steps=0.1), ("save_steps", 0.1)),
+        (dict(save_steps=10.0), ("save_steps", 10)),
+        (dict(optim="paged_adamw_8bit"), ("learning_rate", 1e-6)),
+        (dict(top_p=None), ("top_p", 1.0)),
+        (dict(system_prompt="Think."), ("dataset_args", {"system_prompt": "Think."})),
+        (dict(lora_target_modules=["q_proj,", "v_proj"]), ("lora_target_modules", ["q_proj", "v_proj"])),
         (dict(report_to=["wandb", "tensorboard"]), ("report_to", "wandb,tensorboard")),
         (dict(shuffle_dataset=False), ("dataset_args", {"shuffle_dataset": False})),
         (dict(use_vllm=True), ("sampler", "vllm")),
@@ -146,8 +161,10 @@ def test_what_is_turned_into_settings(settings, expected):
         (dict(generation_kwargs="top_p"), "generation_kwargs is 'top_p': it must be a mapping"),
         (dict(optim="sgd"), "the optimizer is AdamW"),
         (dict(top_entropy_quantile=0.2), "--method entropy_tokens"),
-        (dict(eval_strategy="epoch"), "set eval_steps"),
-        (dict(eval_steps=0.5), "a number of steps here"),
+        (dict(eval_strategy="epoch", max_steps=5), "set eval_steps"),
+        (dict(save_strategy="best"), "set save_steps"),
+        (dict(eval_steps=2.5), "eval_steps is 2.5: it is a number of steps, or below 1"),
+        (dict(optim="adafactor"), "optim is 'adafactor': the optimizer is AdamW"),
         (dict(generation_batch_size=12), "no multiple of the 8"),
         (dict(model_init_kwargs={"gguf_file": "x"}), "model_init_kwargs: gguf_file='x' has no counterpart; .*dtype"),
         (dict(model_init_kwargs={"quantization_config": {}}), "quantization_config is {}: 4- and 8-bit weights"),
@@ -220,6 +237,79 @@ def test_a_peft_config_of_peft_is_understood(tmp_path):
     assert isinstance(model, PeftModel) and model.peft_config["default"].use_dora
     with pytest.raises(ValueError, match="lora_args: .*nonsense"):
         load_model(tmp_path / "llama", use_peft=True, lora_args={"nonsense": 1})
+
+
+SPOKEN = {
+    "a notebook with a GRPOConfig and a LoraConfig": lambda: {
+        **vars(GRPOConfig(
+            output_dir="x", use_cpu=True, bf16=True, learning_rate=1e-3, num_train_epochs=1, run_name="mine",
+            per_device_train_batch_size=8, num_generations=8, max_completion_length=6, logging_steps=10, beta=0.04,
+            report_to=["tensorboard"], warmup_steps=0.1, lr_scheduler_type="cosine", loss_type="dr_grpo", top_p=0.95,
+            scale_rewards=False, temperature=0.9, top_k=50, save_strategy="epoch", eval_strategy="epoch",
+            gradient_checkpointing=True,
+            num_iterations=2, chat_template_kwargs={"marked": True},
+        )),
+        "peft_config": LoraConfig(
+            r=4, lora_alpha=8, lora_dropout=0.05, use_dora=True, use_rslora=True, target_modules="all-linear",
+            modules_to_save=["lm_head"], task_type="CAUSAL_LM",
+        ),
+    },
+    "a recipe in YAML": lambda: {
+        "model_revision": "main", "torch_dtype": "bfloat16", "attn_implementation": "flash_attention_2", "bf16": True,
+        "do_eval": True, "eval_strategy": "no", "generation_batch_size": 16, "per_device_train_batch_size": 8,
+        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "seed": 42,
+        "optim": "paged_adamw_8bit", "adam_beta1": 0.9, "adam_beta2": 0.99, "weight_decay": 0.1, "warmup_ratio": 0.1,
+        "lr_scheduler_type": "constant_with_warmup", "log_completions": True, "log_level": "info", "logging_steps": 1,
+        "max_prompt_length": 64, "max_completion_length": 6, "max_steps": -1, "num_train_epochs": 1, "beta": 0.0,
+        "num_generations": 8, "overwrite_output_dir": True, "per_device_eval_batch_size": 32, "save_strategy": "epoch",
+        "save_total_limit": 1, "vllm_device": "auto", "mask_truncated_completions": True, "sync_ref_model": False,
+        "use_liger_kernel": True, "max_grad_norm": 0.2, "reward_weights": [1.0], "push_to_hub": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoken", SPOKEN)
+def test_what_is_typical_runs(tmp_path, spoken):
+    """As it stands, but for the model and where the run goes; and what it left can be asked and gone on with."""
+    folder = families.llama(tmp_path / "llama")
+    tokenizer = load_processor(folder)
+    tokenizer.chat_template = "{%- if marked is defined -%}marked {% endif -%}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": f"{i} + 2 ="}]} for i in range(4)])
+    ours = {"model_name_or_path": str(folder), "output_dir": str(tmp_path / "run"), "cpu": True, "eval_size": 2}
+    given = {"dataset": rows, "eval_dataset": rows, "reward_funcs": [lucky_text]}
+    config = of(**SPOKEN[spoken]() | ours)
+    whole = Trainer(config, **given)
+    steps = 4 if "notebook" in spoken else 2
+    assert whole.config.max_steps == steps and whole.config.save_steps == 0
+    whole.run()
+    read = {(m["step"], m["name"]): m["value"] for m in read_metrics(tmp_path / "run").to_pylist()}
+    assert read[steps, "grad_norm"] >= 0 and (steps, "policy_loss") in read
+    assert ((steps, "eval/reward") in read) == ((0, "eval/reward") in read) == ("notebook" in spoken)
+    policy = Policy.load(tmp_path / "run")
+    said = Prompts.build([{"prompt": [{"role": "user", "content": "2"}]}], policy.processor, policy.model.config)
+    assert ("marked" in policy.sampler.tokenizer.decode(said.rows[0]["input_ids"][0])) == ("notebook" in spoken)
+    assert policy.sampler.truncation == config.truncation
+    again = Trainer(of(**SPOKEN[spoken]() | ours | {"resume": True, "num_train_epochs": 2}), **given)
+    assert again.step == steps
+    again.run()
+
+
+def test_adapters_that_change_the_model_itself_are_refused(tmp_path):
+    folder = families.llama(tmp_path / "llama")
+    for given, said in (({"bias": "all"}, "bias is 'all'"), ({"init_lora_weights": "pissa"}, "is 'pissa'")):
+        with pytest.raises(ValueError, match=said):
+            load_model(folder, use_peft=True, lora_args=given)
+
+
+def test_values_of_a_template_that_cannot_be(tmp_path):
+    tokenizer = load_processor(families.llama(tmp_path / "llama"))
+    with pytest.raises(ValueError, match="'no name' is no name of a variable"):
+        set_in_template(tokenizer, {"no name": 1})
+    tokenizer.chat_template = None
+    assert set_in_template(tokenizer, {}) is tokenizer
+    with pytest.raises(ValueError, match="the model has no chat template"):
+        set_in_template(tokenizer, {"thinking": True})
 
 
 def test_the_page_is_todays():

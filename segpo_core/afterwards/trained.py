@@ -23,6 +23,7 @@ from segpo_core.policy.load import (
     get_tokenizer,
     load_model,
     load_processor,
+    set_in_template,
     suppressed_token_ids,
 )
 from segpo_core.record import store
@@ -149,8 +150,9 @@ class Policy:
                 reward_funcs = run_rewards(config, run, trust_code)
             except (ValueError, OSError, ImportError) as error:  # the data set, or a module of rewards, is not here
                 reward_funcs, why = [], f"the run's reward functions cannot be loaded: {error}"
+        processor = set_in_template(load_processor(source), config.chat_template_kwargs)
         policy = cls.wrap(
-            model, load_processor(source), temperature=config.temperature, truncation=config.truncation,
+            model, processor, temperature=config.temperature, truncation=config.truncation,
             max_completion_length=config.max_completion_length, critic=critic, name=name, step=at,
             reward_funcs=reward_funcs, reward_weights=config.reward_weights, no_rewards=why,
         )  # fmt: skip

@@ -159,6 +159,16 @@ def with_adapter(
     """The model with a fresh LoRA adapter; arguments as in `load_model`, `further` ones of peft's LoraConfig."""
     from peft import LoraConfig, get_peft_model
 
+    if further.get("bias", "none") != "none":
+        raise ValueError(
+            f"lora_args: bias is {further['bias']!r}, which trains biases of the model itself; without its adapter it "
+            "is the reference: leave bias out"
+        )
+    if further.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+        raise ValueError(
+            f"lora_args: init_lora_weights is {further['init_lora_weights']!r}, which changes the weights of the model "
+            "itself; without its adapter it is the reference: leave it out, or choose gaussian"
+        )
     modules = target_modules or _language_linears(model)
     settings = {"task_type": "CAUSAL_LM", "r": r, "lora_alpha": alpha, "lora_dropout": dropout} | further
     try:
@@ -286,6 +296,26 @@ def reference_context(model: nn.Module, reference: nn.Module | None = None) -> I
 
 
 # --- what the tokens mean ---
+
+
+def set_in_template(processor: Any, values: dict[str, Any]) -> Any:
+    """The processor or tokenizer itself, whose chat template has `values` for its variables from now on. They are
+    written into the template, so that whatever is saved with it reads prompts alike.
+
+    Raises:
+        ValueError: there is no template, or a name that no variable can have.
+    """
+    holders = [one for one in {id(p): p for p in (processor, get_tokenizer(processor))}.values()
+               if isinstance(getattr(one, "chat_template", None), str)]  # fmt: skip
+    if values and not holders:
+        raise ValueError("chat_template_kwargs: the model has no chat template")
+    if wrong := [name for name in values if not name.isidentifier()]:
+        raise ValueError(f"chat_template_kwargs: {wrong[0]!r} is no name of a variable")
+    said = "".join(f"{{%- set {name} = {value!r} -%}}" for name, value in values.items())
+    for one in holders:
+        if not one.chat_template.startswith(said):
+            one.chat_template = said + one.chat_template
+    return processor
 
 
 def get_tokenizer(processor: Any) -> Any:

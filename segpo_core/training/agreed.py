@@ -7,7 +7,8 @@ from typing import Any
 #: How long, how often written, where to, with how much memory at a time: what a run may change as it goes on. The size
 #: of a pass is among them, since another number of processes shares the same batch in other parts.
 FREE = {
-    "output_dir", "resume", "max_steps", "eval_steps", "eval_size", "num_generations_eval", "save_steps",
+    "output_dir", "resume", "max_steps", "num_train_epochs", "eval_steps", "eval_size", "num_generations_eval",
+    "save_steps",
     "save_minutes", "save_total_limit", "record_steps", "score_after_update", "report_to", "cpu", "rows_per_batch",
     "value_mc_states", "per_device_train_batch_size", "log_eval_completions", "vllm_server_url", "vllm_server_timeout",
     "vllm_python", "vllm_server_args", "run_name", "push_to_hub", "hub_model_id", "hub_private_repo",

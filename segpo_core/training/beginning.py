@@ -34,7 +34,7 @@ def hold_for_all(directory: Path) -> Hold | None:
     return hold
 
 
-def start_point(directory: Path, resume: bool, save_steps: int, settings: dict[str, Any]) -> Path | None:
+def start_point(directory: Path, resume: bool, save_steps: float, settings: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from, or None for a run from its beginning.
 
     Args:
@@ -60,7 +60,7 @@ def start_point(directory: Path, resume: bool, save_steps: int, settings: dict[s
     return None
 
 
-def _newest(directory: Path, save_steps: int) -> Path | None:
+def _newest(directory: Path, save_steps: float) -> Path | None:
     """The newest whole checkpoint; None for a run that was killed before its first one."""
     try:
         return checkpoint.latest(directory / "checkpoints")

@@ -25,7 +25,7 @@ from segpo_core.loading import spec_of
 from segpo_core.policy.agreement import agreement
 from segpo_core.policy.contrasts import contrasts, image_contrast
 from segpo_core.policy.inputs import Prompts
-from segpo_core.policy.load import find_model, load_processor
+from segpo_core.policy.load import find_model, load_processor, set_in_template
 from segpo_core.record.metrics import last_evaluation
 from segpo_core.record.rows import rollout_rows
 from segpo_core.record.store import Recorder, forget_after, images_of
@@ -94,6 +94,7 @@ class Trainer:
         self.problems = Problems(config, task, dataset, eval_dataset, reward_funcs)
         self.task, self.reward_funcs = self.problems.task, self.problems.functions
         config.max_steps = self.problems.max_steps(self.world)
+        config.eval_steps, config.save_steps = map(config.whole_steps, (config.eval_steps, config.save_steps))
         self.given_model, self.processor = model, processor
         #: The settings as run.json has them: what Python objects replaced is named as well as it can be.
         self.settings = config.to_dict() | self.problems.described
@@ -147,6 +148,7 @@ class Trainer:
         if self.processor is None:
             name = config.model_name_or_path if self.given_model is None else self.settings["model_name_or_path"]
             self.processor = load_processor(find_model(name))
+        set_in_template(self.processor, config.chat_template_kwargs)
         network, reference = build_network(config, self.processor, start_from, self.given_model)
         if self.method.samples_continuations and config.sampler == "process":
             check_continuable(network.model)
