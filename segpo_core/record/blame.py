@@ -118,24 +118,28 @@ def blame_rate(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float, int, in
     return float(np.mean(hits)), float(np.mean(chances)), len(named), len(known)
 
 
-def tour(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int, int]]:
+def tour(
+    rows: Iterable[Mapping[str, Any]], blames: Mapping[tuple[int, int, int], Blame] | None = None
+) -> dict[str, tuple[int, int, int]]:
     """Up to three wrong completions that say what this credit can do and what it cannot: kind -> (step, group, sample).
 
     "Seeing error found" and "Reckoning error found": the most blamed place holds the first true error. "Error missed":
     it does not. Of each kind the one with the strongest blame, a finished one before one that was cut off. Credit that
-    is the same everywhere names nothing, and is left out.
+    is the same everywhere names nothing, and is left out. `blames`: what `blame_of` says of each row by the same key,
+    where that is known.
     """
     best: dict[str, tuple[tuple[bool, float], tuple[int, int, int]]] = {}
     kinds = {"perception": "Seeing error found", "reasoning": "Reckoning error found"}
     for row in rows:
         if row["answer_right"] is not False or row["error_kind"] not in kinds:
             continue
-        found = blame_of(row)
+        key = row["step"], row["group"], row["sample"]
+        found = blame_of(row) if blames is None else blames.get(key)
         if found is None or found.hit is None or found.credit is None:
             continue
         kind = kinds[row["error_kind"]] if found.hit else "Error missed"
         worth = (bool(row["finished"]), -found.credit)
         if kind not in best or worth > best[kind][0]:
-            best[kind] = worth, (row["step"], row["group"], row["sample"])
+            best[kind] = worth, key
     order = (*kinds.values(), "Error missed")
     return {kind: best[kind][1] for kind in order if kind in best}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from segpo_core.record.files import read_table, span_of
 from segpo_core.record.store import METRIC_SCHEMA
 from segviz.app.files import Watch
-from segviz.runs.run import Series, by_name
+from segviz.runs.series import Series, by_name
 from segviz.show.encode import tidy
 
 POINTS = 600  #: a chart has no more pixels; older points are averaged in pairs, fours, …
@@ -86,17 +86,17 @@ class MetricLog:
             self.problems[name] = tidy(f"metrics/{name} cannot be read (being copied?): {error}")
             return True
         found = by_name(table)
-        steps = {step for series in found.values() for step in series.steps}
+        steps = set(pc.unique(table["step"]).to_pylist())
         if steps <= self._seen:  # put together into a later file, or out of earlier ones, that was read
             return True
         if twice := steps & self._seen:  # some of it is in files that it was put together from, and these were read
             other = pc.invert(pc.is_in(table["step"], pa.array(sorted(twice), pa.int32())))
             found = by_name(table.filter(other))
         self._seen |= steps
-        for metric, series in found.items():
+        for metric, (own, numbers) in found.items():
             known, values = self._points.setdefault(metric, (array("i"), array("d")))
-            known.extend(series.steps)
-            values.extend(series.values)
+            known.frombytes(own.tobytes())
+            values.frombytes(numbers.tobytes())
         return True
 
     def series(self) -> dict[str, Series]:

@@ -23,7 +23,8 @@ from segviz.runs.folder import Folder
 from segviz.runs.light import RolloutTable
 from segviz.runs.pulse import trained_here
 from segviz.runs.rollout import Rollout
-from segviz.runs.run import Run, Series
+from segviz.runs.run import Run
+from segviz.runs.series import Series
 from segviz.show.encode import tidy
 from segviz.show.theme import method_label
 from segviz.views.rightness import results_of
@@ -72,28 +73,27 @@ class ShelfRun(Run):
         self.check_step(step)
         return super().nodes(step, group)
 
-    def rollouts_at(self, step: int) -> RolloutTable:
-        self.check_step(step)
-        return super().rollouts_at(step)
+    def rollouts_at(self, *steps: int) -> RolloutTable:
+        self.check_step(*steps)
+        return super().rollouts_at(*steps)
 
     def image(self, sha: str) -> bytes | None:
         paths = (self.path / "images" / f"{sha}{suffix}" for suffix in IMAGE_SUFFIXES)
         return super().image(sha) if all(inside(path, self.root) for path in paths) else None
 
     def evaluations(self, steps: Sequence[int]) -> list[Rollout]:
-        for step in steps:
-            self.check_step(step)
+        self.check_step(*steps)
         return super().evaluations(steps)
 
     def _folder(self, kind: str) -> Folder:
         self._folders.setdefault(kind, Folder(self.path / kind, self.root))  # of which no link leads outside
         return super()._folder(kind)
 
-    def check_step(self, step: int) -> None:
-        """Raise Missing where a file of a step is a link that leads outside."""
+    def check_step(self, *steps: int) -> None:
+        """Raise Missing where a file of some steps is a link that leads outside."""
         for kind in ("rollouts", "eval", "nodes", *(f"credit/{name}" for name in credits(self.place))):
             for name in self._folder(kind).links:
-                if (span := span_of(name)) is not None and span.first <= step <= span.last:
+                if (span := span_of(name)) is not None and any(span.first <= step <= span.last for step in steps):
                     raise Missing(f"{name} is a link that leads out of {self.root}; it is not followed.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from segpo_core.record.blame import BLAMED, Blame, blame_of
 from segpo_core.record.store import CREDIT_SCHEMA, read_credit
@@ -21,9 +21,22 @@ Key = tuple[int, int, int]  #: step, group, sample
 Judged = tuple[str, Blame]  #: kind of error, and where the blame fell
 
 
-def scoreboard(source: Rollouts, rows: Sequence[Row] | None = None) -> dict[str, Any] | None:
+class Verdicts(NamedTuple):
+    """Rollouts, and where the blame fell in the wrong ones, as `tally` says."""
+
+    rows: Sequence[Row]
+    tally: list[tuple[Key, Judged]]
+
+
+def judge(source: Rollouts) -> Verdicts:
+    """Read rollouts and judge them, once for all who ask. Raises as `rollout_columns`."""
+    rows = rollout_columns(source, BLAMED)
+    return Verdicts(rows, tally(rows))
+
+
+def scoreboard(source: Rollouts, verdicts: Verdicts | None = None) -> dict[str, Any] | None:
     """How often the most blamed place of a wrong completion holds its first true error; None where no wrong completion
-    has a known one. `rows`: the source's, with `BLAMED`, where they were read before.
+    has a known one. `verdicts`: the source's, where it was judged before.
 
     Returns:
         {whence, by_token, lines}. A line is {label, wrong, named, share, low, high, chance}: completions with a known
@@ -32,9 +45,9 @@ def scoreboard(source: Rollouts, rows: Sequence[Row] | None = None) -> dict[str,
         mean share that the same credit dealt out blindly to its places would give. The first line is of all errors,
         then one for each kind that there is. Shares are None where no place is named.
     """
-    rows = rollout_columns(source, BLAMED) if rows is None else rows
+    rows, found = verdicts or judge(source)
     wrong = [row for row in rows if row["answer_right"] is False]
-    return board([one for _, one in tally(wrong)], whence(wrong, source))
+    return board([one for _, one in found], whence(wrong, source))
 
 
 def tally(rows: Iterable[Mapping[str, Any]]) -> list[tuple[Key, Judged]]:
@@ -58,15 +71,15 @@ def board(found: Sequence[Judged], whence: str) -> dict[str, Any] | None:
     return {"whence": whence, "by_token": any(one.by_token for _, one in found), "lines": lines}
 
 
-def scored(run: Run, rows: Sequence[Row] | None = None) -> dict[str, Any] | None:
+def scored(run: Run, verdicts: Verdicts | None = None) -> dict[str, Any] | None:
     """The scoreboard of a run: {said, whence, by_token, lines, methods, trust}; None where nothing can be said of its
     credit, or its rollouts cannot be read (`Run.problems` says so).
 
     said: the answer in words. methods: as `by_method`. Where no true error is known, `lines` is empty, and `trust` says
-    in words what is known instead. `rows` as in `scoreboard`.
+    in words what is known instead. `verdicts` as in `scoreboard`.
     """
     try:
-        found = scoreboard(run, rows)
+        found = scoreboard(run, verdicts)
         if found:
             return told(found) | {"methods": by_method(run)}
         lines = trust(run) if run.steps else []

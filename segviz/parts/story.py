@@ -9,8 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from segviz.runs.pulse import seconds_left
-from segviz.runs.run import Run, Series
+from segviz.runs.run import Run
+from segviz.runs.series import Series
 from segviz.show.encode import tidy
 from segviz.show.statistics import difference, mean_difference, wilson
 
@@ -68,7 +71,7 @@ def headline(run: Run) -> list[dict[str, Any]]:
             found.append(
                 {"label": label, "note": NOTES[room], "share": label != "reward", "start": told.start, "end": told.end,
                  "steps": [series.steps[0], series.steps[-1]], "problems": problems, "interval": told.interval,
-                 "change": told.change, "best": max(zip(*series, strict=True), key=lambda p: (p[1], p[0]))}
+                 "change": told.change, "best": _best(series)}
             )  # fmt: skip
             break
     return found
@@ -138,8 +141,16 @@ def _of_steps(series: Series) -> Change:
 
 
 def _measured(series: Series | None) -> Series | None:
-    points = [p for p in zip(*series, strict=True) if math.isfinite(p[1])] if series else []
-    return Series([x for x, _ in points], [y for _, y in points]) if points else None
+    if series is not None and not np.isfinite(series.values).all():
+        points = [p for p in zip(*series, strict=True) if math.isfinite(p[1])]
+        series = Series([x for x, _ in points], [y for _, y in points])
+    return series if series is not None and series.steps else None
+
+
+def _best(series: Series) -> tuple[int, float]:
+    """The last step with the highest value, and that value."""
+    last = len(series.values) - 1 - int(np.argmax(series.values[::-1]))
+    return series.steps[last], series.values[last]
 
 
 # --- the words --------------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segpo_core.record.files import SchemaError
 from segpo_core.record.schema import ROLLOUT_SCHEMA
@@ -76,26 +78,31 @@ def _of_run(run: Run, names: list[str], steps: int | Iterable[int] | None) -> li
             f"recorded steps: {', '.join(map(str, recorded))}"
         )
     schema = pa.schema([ROLLOUT_SCHEMA.field(name) for name in names])
-    parts: list[list[Row]] = []
-    torn: Exception | None = None
-    held: dict[str, pa.Table] = {}  # a file of several steps is read once for them all
-    for step in sorted(wanted, reverse=True):
-        if steps is None and sum(map(len, parts)) >= MOST:
-            break
-        try:
-            table = run.read("rollouts", schema, step, held)
-        except SchemaError as error:
-            torn = error
-            if steps is None:  # the others tell enough; `whence` says which is missing
-                continue
-            raise
-        parts.append(table_rows(table))
-    rows = [row for part in reversed(parts) for row in part]
-    if not rows:
-        if torn:
-            raise torn
+    table = _latest(run, schema, recorded) if steps is None else run.read("rollouts", schema, wanted)
+    if not len(table):
         raise ValueError(f"{run.path} has no rollouts at step {', '.join(map(str, wanted))}")
-    return rows
+    return table_rows(table)
+
+
+def _latest(run: Run, schema: pa.Schema, left: list[int]) -> pa.Table:
+    """The rollouts of the latest of some steps, which are in order: `MOST`, and the rest of the first one's step. A
+    file that cannot be read is left out, and `whence` says which steps are missing.
+
+    Raises:
+        SchemaError: none can be read.
+    """
+    parts: list[pa.Table] = []
+    torn: list[SchemaError] = []
+    found, read, more = 0, 0, 1
+    while left and found < MOST:
+        left, some = left[:-more], left[-more:]
+        parts.append(run.read("rollouts", schema, some, torn))
+        found, read = found + len(parts[-1]), read + len(some)
+        more = -(-read * (MOST - found) // found) if found else 2 * read  # were the others like these
+    table = pa.concat_tables(reversed(parts))
+    if torn and not found:
+        raise torn[0]
+    return table.filter(pc.greater_equal(table["step"], table["step"][-MOST])) if found > MOST else table
 
 
 def table_rows(table: pa.Table) -> list[Row]:
@@ -113,7 +120,7 @@ def _lists(column: pa.ChunkedArray) -> list:
         return []
     flat = lists.flatten().to_numpy(zero_copy_only=False).astype(float)
     ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)).astype(int)
-    parts = np.split(flat, ends[:-1])
+    parts = (flat[a:b] for a, b in pairwise([0, *ends.tolist()]))
     return [part if valid else None for part, valid in zip(parts, lists.is_valid().to_pylist(), strict=True)]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from segviz.runs.light import LIGHT, RolloutTable
 from segviz.runs.rollout import Rollout
-from segviz.runs.run import Run, Series
+from segviz.runs.run import Run
+from segviz.runs.series import Series
 
 #: Reads a file: (rows with the columns of ROLLOUT_SCHEMA, what a reader should know about them).
 Reader = Callable[[Path], tuple[list[dict[str, Any]], set[str]]]
@@ -89,8 +90,8 @@ class Dump(Run):
     def rollouts(self) -> RolloutTable:
         return RolloutTable([row for step in self.steps for row in self._step(step)])
 
-    def rollouts_at(self, step: int) -> RolloutTable:
-        return RolloutTable(self._step(step))
+    def rollouts_at(self, *steps: int) -> RolloutTable:
+        return RolloutTable([row for step in sorted(set(steps)) for row in self._step(step)])
 
     @property
     def problems(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,9 +66,11 @@ class Folder:
         self.files, self.spans, self.odd, self.links, self._stamp = {}, {}, [], [], None
         self._single, self._several = {}, []
 
-    def at(self, step: int) -> list[str]:
-        """Names of the files that may hold a step."""
-        return [name for span, name in self._several if span.first <= step <= span.last] + self._single.get(step, [])
+    def at(self, *steps: int) -> list[str]:
+        """Names of the files that may hold some steps."""
+        wanted = sorted(set(steps))
+        several = [name for span, name in self._several if _between(wanted, span.first, span.last)]
+        return several + [name for step in wanted for name in self._single.get(step, ())]
 
     def _list(self) -> tuple[dict[str, Stamp], list[str], list[str]]:
         found, odd, links = {}, [], []
@@ -89,3 +92,9 @@ class Folder:
                 else:
                     odd.append(entry.name)
         return found, odd, links
+
+
+def _between(steps: list[int], first: int, last: int) -> bool:
+    """Whether one of some steps, which are in order, lies in a span."""
+    place = bisect_left(steps, first)
+    return place < len(steps) and steps[place] <= last

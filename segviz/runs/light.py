@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segpo_core.record.files import read_table
 from segpo_core.record.schema import ROLLOUT_SCHEMA
 
 #: Columns that say what a rollout is without its token streams. `segment_*` lists are short.
@@ -90,18 +88,9 @@ class RolloutTable:
         return f"RolloutTable({len(self)} rollouts{span})"
 
 
-def light_table(path: Path) -> pa.Table:
-    """The light columns of a file's rollouts, and in place of the segments' lists: tokens, segments, lowest and highest
-    credit; grounded: both answer and perception are right.
-
-    Raises:
-        FileNotFoundError, SchemaError: as `read_table`.
-    """
-    return lightened(read_table(path, LIGHT_SCHEMA))
-
-
 def lightened(table: pa.Table) -> pa.Table:
-    """`light_table` of a table of `LIGHT_SCHEMA`."""
+    """A table of `LIGHT_SCHEMA` with, in place of the segments' lists: tokens, segments, lowest and highest credit;
+    grounded: both answer and perception are right."""
     table = table.combine_chunks()
     ends, credit = table["segment_end"], table["segment_advantage"]
     lengths = pc.list_value_length(ends)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segpo_core.record.files import SchemaError, read_plain, read_table, step_of
-from segpo_core.record.metrics import METRIC_SCHEMA
+from segpo_core.record.files import SchemaError, read_plain, step_of
 from segpo_core.record.reading import in_order, read_credit, read_eval, read_steps
 from segpo_core.record.schema import NODE_SCHEMA, ROLLOUT_SCHEMA
 from segpo_core.record.store import image_file, read_manifest
 from segpo_core.record.together import steps_in
 from segviz.runs.folder import Folder, Stamp
-from segviz.runs.light import LIGHT_SCHEMA, RolloutTable, light_table, lightened
+from segviz.runs.light import LIGHT_SCHEMA, RolloutTable, lightened
 from segviz.runs.rollout import Rollout
+from segviz.runs.series import Metrics, Series
 from segviz.show.theme import method_label
-
-
-class Series(NamedTuple):
-    """One metric over training: `values[i]` was recorded at `steps[i]`."""
-
-    steps: list[int]
-    values: list[float]
 
 
 class Run:
@@ -35,12 +27,11 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        self._metric_files: dict[str, tuple[Stamp, set[int], dict[str, Series]]] = {}
-        self._metrics: dict[str, Series] = {}
         self._folders: dict[str, Folder] = {}
         self._light: dict[str, tuple[Stamp, pa.Table]] = {}  # name of a file -> its light rows
         self._steps: dict[str, tuple[Stamp, list[int]]] = {}  # name of a file of several steps -> which
         self._problems: dict[str, str] = {}
+        self._metrics = Metrics(self.path / "metrics", self._problems)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.method_label}, {len(self.steps)} recorded steps)"
@@ -135,50 +126,21 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Series]:
-        """Metric name -> steps and values, as recorded so far; the same object as long as no file changed. A file is
-        read once, and again only when it changed."""
-        there, known = self.files("metrics"), self._metric_files
-        if there == {name: stamp for name, (stamp, *_) in known.items()}:
-            return self._metrics
-        for name in set(known) - set(there):
-            del known[name]
-        for name, stamp in there.items():
-            if name not in known or known[name][0] != stamp:
-                try:
-                    table = read_table(self.path / "metrics" / name, METRIC_SCHEMA)
-                except FileNotFoundError:  # put together with others, or taken back by a resumed run: look again
-                    del self._folders["metrics"]
-                    return self.metrics
-                except (ValueError, OSError) as error:
-                    self._problems[name] = f"Metrics in {name} could not be read: {error}"
-                    known[name] = (stamp, set(), {})
-                    continue
-                self._problems.pop(name, None)
-                known[name] = (stamp, set(pc.unique(table["step"]).to_pylist()), by_name(table))
-        found: dict[str, Series] = {}
-        seen: set[int] = set()
-        parts = []
-        for name in sorted(known, key=lambda name: step_of(Path(name)), reverse=True):
-            _, steps, part = known[name]
-            if not steps <= seen:  # else they were just put together into a later file
-                parts.append(part)
-            seen |= steps
-        for part in reversed(parts):
-            for metric, own in part.items():
-                series = found.setdefault(metric, Series([], []))
-                series.steps.extend(own.steps)
-                series.values.extend(own.values)
-        self._metrics = found
-        return found
+        """Metric name -> steps and values, as recorded so far; the same object as long as no file changed."""
+        try:
+            return self._metrics.read(self.files("metrics"))
+        except FileNotFoundError:  # put together with others, or taken back by a resumed run: look again
+            del self._folders["metrics"]
+            return self.metrics
 
     @property
     def rollouts(self) -> RolloutTable:
         """Every rollout recorded so far, without its token streams."""
         return RolloutTable(self._rows())
 
-    def rollouts_at(self, step: int) -> RolloutTable:
-        """Rollouts of one step, without reading the others. Empty where nothing is recorded."""
-        return RolloutTable(self._rows(step))
+    def rollouts_at(self, *steps: int) -> RolloutTable:
+        """Rollouts of one step, or of several, without reading the others. Empty where nothing is recorded."""
+        return RolloutTable(self._rows(steps))
 
     def rollout(self, step: int, group: int, sample: int) -> Rollout:
         """One rollout, whole.
@@ -225,7 +187,7 @@ class Run:
 
     def _whole(self, step: int, group: int, more: Sequence[tuple] = ()) -> list[Rollout]:
         """Rollouts of a group with all of their columns; of `more` pyarrow filters, those that pass."""
-        table = self.read("rollouts", ROLLOUT_SCHEMA, step)
+        table = self.read("rollouts", ROLLOUT_SCHEMA, [step])
         for column, _, value in [("group", "=", group), *more]:
             table = table.filter(pc.equal(table[column], value))
         rows = table.to_pylist()
@@ -236,34 +198,30 @@ class Run:
             for row in rows
         ]
 
-    def read(self, kind: str, schema: pa.Schema, step: int, held: dict[str, pa.Table] | None = None) -> pa.Table:
-        """Columns of one step's rollouts or nodes, every process's; empty where none are recorded.
+    def read(
+        self, kind: str, schema: pa.Schema, steps: Collection[int], torn: list[SchemaError] | None = None
+    ) -> pa.Table:
+        """Columns of some steps' rollouts or nodes, every process's, in order of the steps; empty where none are
+        recorded. Each file is read once.
 
         Args:
             schema: the columns, among them the step.
-            held: for who asks for one step after another: the files of several steps that were read for the last.
+            torn: takes up what is wrong with files that cannot be read, and the others' rows are returned.
 
         Raises:
             SchemaError, OSError: they cannot be read.
         """
-        folder = self._folder(kind)
-        names = folder.at(step)
-        try:
-            for name in names if held is not None else ():
-                if folder.spans[name].several and name not in held:
-                    held[name] = read_table(folder.path / name, schema)
-            tables = []
-            for name in names:
-                if held and name in held:
-                    table = held[name].filter(pc.equal(held[name]["step"], step))
-                else:
-                    table = read_steps(folder.path / name, folder.spans[name], schema, [step])
-                tables.append((folder.spans[name], table))
-        except FileNotFoundError:  # put together with others, or taken back, since it was listed
-            del self._folders[kind]
-            return self.read(kind, schema, step, held)
-        for name in set(held or ()) - set(names):
-            del held[name]
+        folder, tables = self._folder(kind), []
+        for name in folder.at(*steps):
+            try:
+                tables.append((folder.spans[name], read_steps(folder.path / name, folder.spans[name], schema, steps)))
+            except FileNotFoundError:  # put together with others, or taken back, since it was listed
+                del self._folders[kind]
+                return self.read(kind, schema, steps, torn)
+            except SchemaError as error:
+                if torn is None:
+                    raise
+                torn.append(error)
         return in_order(tables) if tables else schema.empty_table()
 
     def _recorded(self, step: int, group: int) -> str:
@@ -281,7 +239,7 @@ class Run:
         """Nodes of a step's trees or chains, of one group or of all, by group and number; columns as in
         `segpo_core.record.store.NODE_SCHEMA`. Empty where none were recorded."""
         try:
-            rows = self.read("nodes", NODE_SCHEMA, step).to_pylist()
+            rows = self.read("nodes", NODE_SCHEMA, [step]).to_pylist()
         except (ValueError, OSError) as error:
             self._problems[f"nodes {step}"] = f"Nodes of step {step} could not be read: {error}"
             return []
@@ -318,29 +276,32 @@ class Run:
             self._problems[name] = f"{kind}/{name} is no plain file and was left out"
         return folder
 
-    def _rows(self, step: int | None = None) -> pa.Table:
-        """Light rows of one step, or of all. A file is read once, and again only when it changed: a resumed run writes
-        steps anew."""
+    def _rows(self, steps: Collection[int] | None = None) -> pa.Table:
+        """Light rows of some steps, or of all. A file that was read whole is read again only when it changed: a resumed
+        run writes steps anew."""
         folder = self._folder("rollouts")
         for name in set(self._light) - set(folder.files):
             del self._light[name]
         tables = []
-        for name in list(folder.files) if step is None else folder.at(step):
+        for name in list(folder.files) if steps is None else folder.at(*steps):
             span, stamp = folder.spans[name], folder.files[name]
-            if name not in self._light or self._light[name][0] != stamp:
+            part = steps if span.several else None
+            known, table = self._light.get(name, (None, None))
+            if known == stamp and part is not None:
+                table = table.filter(pc.is_in(table["step"], pa.array(part, pa.int32())))
+            elif known != stamp:
                 try:
-                    self._light[name] = (stamp, light_table(folder.path / name))
+                    table = lightened(read_steps(folder.path / name, span, LIGHT_SCHEMA, part))
                 except FileNotFoundError:  # put together with others, or taken back, since it was listed
                     del self._folders["rollouts"]
-                    return self._rows(step)
+                    return self._rows(steps)
                 except (ValueError, OSError) as error:
-                    steps = f"steps {span.first} to {span.last}" if span.several else f"step {span.first}"
-                    self._problems[name] = f"Rollouts of {steps} could not be read: {error}"
+                    which = f"steps {span.first} to {span.last}" if span.several else f"step {span.first}"
+                    self._problems[name] = f"Rollouts of {which} could not be read: {error}"
                     continue
                 self._problems.pop(name, None)
-            table = self._light[name][1]
-            if step is not None and span.several:
-                table = table.filter(pc.equal(table["step"], step))
+                if part is None:
+                    self._light[name] = (stamp, table)
             tables.append((span, table))
         return in_order(tables) if tables else lightened(LIGHT_SCHEMA.empty_table())
 
@@ -348,20 +309,6 @@ class Run:
 def _digest(sha: str) -> bool:
     """Whether it is a digest: it comes from a file, and nothing else may reach the file system."""
     return 0 < len(sha) <= 128 and all(letter in "0123456789abcdef" for letter in sha)
-
-
-def by_name(table: pa.Table) -> dict[str, Series]:
-    """A table of metrics, [step, name, value], as one series a metric; values that are null are left out."""
-    table = table.filter(pc.and_(pc.is_valid(table["value"]), pc.is_valid(table["name"]))).combine_chunks()
-    names = pc.dictionary_encode(table["name"]).combine_chunks()
-    if isinstance(names, pa.ChunkedArray):
-        names = names.chunk(0) if names.num_chunks else pa.array([], pa.string()).dictionary_encode()
-    codes = names.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable")
-    cuts = np.searchsorted(codes[order], np.arange(len(names.dictionary) + 1))
-    steps, values = (table[column].to_numpy()[order] for column in ("step", "value"))
-    spans = zip(names.dictionary.to_pylist(), cuts[:-1], cuts[1:], strict=True)
-    return {name: Series(steps[a:b].tolist(), values[a:b].tolist()) for name, a, b in sorted(spans)}
 
 
 def open(path: str | Path) -> Run:  # noqa: A001 - `sv.open` is what people will look for

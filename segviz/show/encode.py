@@ -51,7 +51,11 @@ def script_json(data: Any) -> str:
 
 def plain_json(data: Any) -> str:
     """Compact JSON without what JSON has no word for: null for NaN and infinities, U+FFFD for lone surrogates."""
-    return tidy(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    how = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    try:
+        return tidy(json.dumps(data, **how))
+    except (ValueError, TypeError):  # a number that JSON has no word for, or a mapping of another kind: rare
+        return tidy(json.dumps(_finite(data), **how))
 
 
 def pack(columns: Mapping[str, np.ndarray], text: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from segviz.parts.charts import curves_picture
 from segviz.parts.credit import signed
 from segviz.runs.pulse import trained_here
-from segviz.runs.run import Run, Series
+from segviz.runs.run import Run
+from segviz.runs.series import Series
 from segviz.show.encode import escape, tidy
 from segviz.show.statistics import spikes
 from segviz.show.still import details
@@ -175,17 +176,26 @@ def status(run: Run) -> str:
 
 
 def telling(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A few rollouts of each recorded step (of many steps, of an even selection): [{step, run, group, sample, words}].
-    `run` is '' where there is only one."""
+    """`listed` of every recorded step, of many steps of an even selection; `run` is '' where there is only one."""
     found = []
     for run in runs:
         steps = run.steps
-        chosen = sorted({steps[i * (len(steps) - 1) // max(1, STEPS - 1)] for i in range(STEPS)}) if steps else []
-        for step in steps if len(steps) <= STEPS else chosen:
-            for row in _pick(run.rollouts_at(step).rows):
-                ids = {"step": step, "group": row["group"], "sample": row["sample"]}
-                found.append({**ids, "run": tidy(run.name) if len(runs) > 1 else "", "words": _story(row)})
+        if len(steps) > STEPS:
+            steps = sorted({steps[i * (len(steps) - 1) // (STEPS - 1)] for i in range(STEPS)})
+        found += listed(run.rollouts_at(*steps), tidy(run.name) if len(runs) > 1 else "")
     return found
+
+
+def listed(rows: Iterable[dict[str, Any]], run: str = "") -> list[dict[str, Any]]:
+    """The most telling of some rollouts, a few of each step: [{step, run, group, sample, words}]."""
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], []).append(row)
+    return [
+        {"step": step, "group": row["group"], "sample": row["sample"], "run": run, "words": _story(row)}
+        for step, there in sorted(steps.items())
+        for row in _pick(there)
+    ]
 
 
 def _pick(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -240,13 +250,11 @@ def _minute(time: Any) -> str:
     return str(time or "")[:16].replace("T", " ") + (" UTC" if time else "")
 
 
-def _spikes(metrics: list[dict[str, Series]], names: list[str]) -> list[dict[str, float]]:
+def _spikes(runs: list[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, float]]:
     """Unusual steps of a metric, over all runs of a line: [{step, y, usual}], in order of their steps."""
     found = []
-    for run in metrics:
-        if (points := _finite(run, names)) is not None:
-            steps, values = points
-            found += [(spike, int(steps[spike.index]), float(values[spike.index])) for spike in spikes(values)]
+    for steps, values in runs:
+        found += [(spike, int(steps[spike.index]), float(values[spike.index])) for spike in spikes(values)]
     found = sorted(sorted(found, key=lambda item: -abs(item[0].z))[:SPIKES], key=lambda item: item[1])
     return [{"step": x, "y": _round(y), "usual": _round(spike.usual)} for spike, x, y in found]
 
@@ -289,18 +297,19 @@ def _line(metrics: list[dict[str, Series]], names: list[str]) -> dict[str, Any] 
     at, values = at[order], values[order]
     first = np.flatnonzero(np.diff(at, prepend=at[0] - 1))  # of the values of each step
     steps = at[first]
-    counts = np.diff([*first, len(at)])
+    counts = np.diff(first, append=len(at))
     bucket = -(-len(steps) // POINTS)
     edges = np.arange(0, len(steps), bucket)
-    sizes = np.diff([*edges, len(steps)])
+    sizes = np.diff(edges, append=len(steps))
 
     def means(of_steps: np.ndarray) -> list[float]:
         return [_round(value) for value in np.add.reduceat(of_steps, edges) / sizes]
 
     x, y = steps[edges + sizes // 2].tolist(), means(np.add.reduceat(values, first) / counts)
-    low, high = (means(end.reduceat(values, first)) for end in (np.minimum, np.maximum))
-    line = {"x": x, "y": y, "bucket": bucket, "runs": len(metrics), "odd": _spikes(metrics, names)}
-    return line | {"low": low, "high": high} if len(metrics) > 1 else line
+    line = {"x": x, "y": y, "bucket": bucket, "runs": len(metrics), "odd": _spikes(found)}
+    if len(metrics) > 1:
+        line |= {"low": means(np.minimum.reduceat(values, first)), "high": means(np.maximum.reduceat(values, first))}
+    return line
 
 
 def _finite(run: dict[str, Series], names: list[str]) -> tuple[np.ndarray, np.ndarray] | None:

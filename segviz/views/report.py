@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from segpo_core.record.blame import BLAMED, tour
+from segpo_core.record.blame import tour
 from segviz.parts.credit import blamed, error_of, reason_of, signed, token_credit
 from segviz.parts.heading import pictures
-from segviz.parts.scoreboard import scored
+from segviz.parts.scoreboard import Verdicts, judge, scored
 from segviz.parts.story import story
 from segviz.parts.tokens import LONG
-from segviz.runs.columns import Row, rollout_columns
 from segviz.runs.light import RolloutTable
 from segviz.runs.rollout import Rollout
 from segviz.runs.run import Run
 from segviz.show.encode import escape, tidy
 from segviz.show.theme import level, symmetric_limit
 from segviz.show.view import View
-from segviz.views.board import board_data, telling
+from segviz.views.board import board_data, listed
 from segviz.views.over_training import over_training_data
 from segviz.views.ribbon import ribbon_data
 
@@ -84,15 +83,15 @@ def report_view(run: Run, rollouts: Iterable[Key] | None = None) -> View:
         name = kind if isinstance(kind, str) else kind[1]
         gallery.append({"kind": name, "why": KINDS[name], "step": key[0], "ribbon": embed(key)})
     board = board_data([run])
-    board["rollouts"] = listed(run, board, {key[0] for _, key in chosen if key}) if rollouts is None else []
+    board["rollouts"] = of_marks(run, board, {key[0] for _, key in chosen if key}) if rollouts is None else []
     for item in board["rollouts"]:
         embed((item["step"], item["group"], item["sample"]))
-    judged = _judged(run)
-    guided = [] if rollouts is not None else guide(run, judged or [])
+    verdicts = _verdicts(run)
+    guided = [] if rollouts is not None or verdicts is None else guide(run, verdicts)
     for stop in guided:
         stop["ribbon"] = embed(stop.pop("key"))
     title = f"{run.name} · {run.method_label}"
-    found, known, told = scored(run, judged), facts(run), story(run)
+    found, known, told = scored(run, verdicts), facts(run), story(run)
     data = {
         "kind": "report",
         "title": tidy(title),
@@ -123,18 +122,19 @@ def over(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _judged(run: Run) -> list[Row] | None:
-    """The rows that scoreboard and tour judge by, read once for both; None where they cannot be read."""
+def _verdicts(run: Run) -> Verdicts | None:
+    """What scoreboard and tour go by, read once for both; None where it cannot be read."""
     try:
-        return rollout_columns(run, BLAMED)
+        return judge(run)
     except (ValueError, OSError):
         return None
 
 
-def guide(run: Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def guide(run: Run, verdicts: Verdicts) -> list[dict[str, Any]]:
     """A tour of up to three wrong completions: an error in seeing found, one in reckoning found, one missed, each with
     `kind`, `key` and `why` in words. Empty where no error is known or the credit names no place."""
-    return [{"kind": kind, "key": key, "why": _explained(run.rollout(*key))} for kind, key in tour(rows).items()]
+    found = tour(verdicts.rows, {key: blame for key, (_, blame) in verdicts.tally})
+    return [{"kind": kind, "key": key, "why": _explained(run.rollout(*key))} for kind, key in found.items()]
 
 
 def _explained(rollout: Rollout) -> str:
@@ -157,19 +157,14 @@ def _explained(rollout: Rollout) -> str:
     )
 
 
-def listed(run: Run, board: dict[str, Any], steps: set[int]) -> list[dict[str, Any]]:
+def of_marks(run: Run, board: dict[str, Any], steps: set[int]) -> list[dict[str, Any]]:
     """Telling rollouts of `steps` and of the steps that are unusual in most charts: what the board's curves lead to.
     Very long ones stay out of the page."""
     marks = Counter(odd["step"] for chart in board["charts"] for line in chart["lines"] for odd in line.get("odd", ()))
     recorded = run.steps
     odd = [min(recorded, key=lambda s: abs(s - step)) for step, _ in marks.most_common(ODD_STEPS)] if recorded else []
-    short = {
-        (row["step"], row["group"], row["sample"])
-        for step in steps | set(odd)
-        for row in run.rollouts_at(step)
-        if row["tokens"] is None or row["tokens"] <= LONG
-    }
-    return [item for item in telling([run]) if (item["step"], item["group"], item["sample"]) in short]
+    rows = [row for row in run.rollouts_at(*steps, *odd) if row["tokens"] is None or row["tokens"] <= LONG]
+    return listed(rows)
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -200,8 +195,8 @@ def pick(run: Run) -> list[tuple[tuple[int, str], Key | None]]:
     """Telling rollouts of the first, middle and last recorded step: ((step, kind), key or None where there is none)."""
     steps = run.steps
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
-    tables = {step: table for step in chosen if len(table := run.rollouts_at(step))}
-    every = [row for table in tables.values() for row in table]
+    every = run.rollouts_at(*chosen)
+    tables = {step: table for step in chosen if len(table := every.where(step=step))}
     if any(row["perception_right"] is not None for row in every):
         kinds = list(KINDS)[:5]
     elif any(row["answer_right"] is not None for row in every):

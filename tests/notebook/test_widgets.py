@@ -506,7 +506,7 @@ def test_only_changed_metrics_files_are_read_again(tmp_path, monkeypatch):
     run, read = sv.open(path), []
     real = read_table
     monkeypatch.setattr(
-        "segviz.runs.run.read_table", lambda file, schema: (read.append(Path(file).name), real(file, schema))[1]
+        "segviz.runs.series.read_table", lambda file, schema: (read.append(Path(file).name), real(file, schema))[1]
     )
     assert run.metrics == sv.open(path).metrics and len(read) == 14
     read.clear()

@@ -77,9 +77,10 @@ def test_a_report_lists_no_folder_twice_and_reads_no_file_as_often_as_it_has_ste
     assert sorted(path for path in scans if path.endswith(("metrics", "rollouts"))) == [
         str(run.path / "metrics"), str(run.path / "rollouts")
     ]  # fmt: skip
+    fresh = sv.open(runs[1])
     before = len(opened)
-    assert len(run.rollouts) and len(sv.open(runs[1]).rollouts)
-    assert len(opened) == before + len(os.listdir(run.path / "rollouts"))  # the second run's, once each
+    assert len(fresh.rollouts) == len(fresh.rollouts)
+    assert len(opened) == before + len(os.listdir(run.path / "rollouts"))  # once each
 
 
 def test_the_index_of_the_app_keeps_every_row_while_files_are_put_together(tmp_path, monkeypatch):

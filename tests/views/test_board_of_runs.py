@@ -6,7 +6,7 @@ import pytest
 
 import segviz as sv
 from segpo_core.record.store import Recorder
-from segviz.runs.run import Series
+from segviz.runs.series import Series
 from tests.fakes.fake_run import write_run
 
 
