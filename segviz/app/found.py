@@ -50,19 +50,19 @@ class Found:
         if unread or not known:
             return None, unread
         newest = max(known)
-        return self._trust.get((run.path, newest, known[newest][0]), lambda: untold(_trusted(run))), 0
+        return self._trust.get(run.path, lambda: untold(_trusted(run)), (newest, known[newest][0])), 0
 
     def methods(self, run: ShelfRun, watch: Watch) -> list[dict[str, Any]]:
         """`by_method` of a run, and its own credit alone where no other was computed."""
         folders = sorted((run.path / "credit").glob("*/*.parquet"))
-        stamp = (run.path, tuple(sorted(watch.files.items())), tuple((p.name, p.stat().st_mtime_ns) for p in folders))
+        state = dict(watch.files), [(path, path.stat().st_mtime_ns) for path in folders]
 
         def make() -> list[dict[str, Any]]:
             for step in sorted({step for path in folders if (step := step_of(path)) is not None}):
                 run.check_step(step)
             return by_method(run)
 
-        return self._methods.get(stamp, make)
+        return self._methods.get(run.path, make, state)
 
     def _read(self, path: Path, watch: Watch) -> tuple[dict[str, tuple[Stamp, Counted]], int]:
         """Of the newest files, up to `MOST` completions: those that are read, and how many are not yet."""
@@ -70,19 +70,20 @@ class Found:
         with self._lock:
             lock, known = self._files.setdefault(path, (threading.Lock(), {}))
         with lock:
-            for name in [name for name, (stamp, _) in known.items() if watch.files.get(name) != stamp]:
-                del known[name]
             total, unread, used = 0, 0, {}
             for name, stamp in sorted(watch.files.items(), reverse=True):
                 if total >= MOST:
                     break
-                if name not in known:
-                    if time.monotonic() > until:
-                        unread += 1
-                        continue
-                    known[name] = stamp, _counted(watch.path / name)
-                used[name] = known[name]
-                total += known[name][1][0]
+                if name in known and known[name][0] == stamp:
+                    used[name] = known[name]
+                elif time.monotonic() > until:
+                    unread += 1
+                    continue
+                else:
+                    used[name] = stamp, _counted(watch.path / name)
+                total += used[name][1][0]
+            known.clear()
+            known.update(used)  # older ones are not asked for again
             return used, unread
 
     def forget(self, kept: Sequence[Path]) -> None:

@@ -47,8 +47,8 @@ class Inspector:
         def make(run: ShelfRun) -> Figure:
             check_links(run)
             # a running run has a newer answer with each step that it records
-            key = (str(run.path), kind, narrow, run.manifest.get("started"), tuple(run.files("rollouts").items()))
-            return self._made.get(key, lambda: FIGURES[kind](run, narrow))
+            state = run.manifest.get("started"), dict(run.files("rollouts"))
+            return self._made.get((run.path, kind, narrow), lambda: FIGURES[kind](run, narrow), state)
 
         with self._one:  # out here: one that hangs lets go of it in time
             made = self.shelf.reading(name, make)

@@ -74,7 +74,7 @@ class Live:
         def made() -> str:
             return plain_json({"runs": self.shelf.described(), "roots": roots, "left_out": self.shelf.left_out})
 
-        return self._shelves.get(int(2 * time.monotonic()), made)
+        return self._shelves.get("", made, int(2 * time.monotonic()))
 
     def page(self, names: Sequence[str]) -> str:
         """JSON of some runs.
@@ -98,11 +98,10 @@ class Live:
                 gone.append({"name": tidy(name), "words": tidy(str(error))})
         unread = sum(run.log.unread for run in runs)
         counting = sum(left for _, left in boards)
-        stamp = tuple(
+        state = [
             (str(run.path), str(run.manifest.get("started")), run.log.version, indexed.version)
             for run, indexed in zip(runs, known, strict=True)
-        )
-        words = tuple((one["name"], one["words"]) for one in gone)
+        ]
 
         def make() -> str:
             most = max(2, CARDS // len(runs)) if runs else 0
@@ -130,7 +129,7 @@ class Live:
         def made() -> str:
             return self.shelf.patience.ask(tuple(run.path for run in runs), make)
 
-        return self._pages.get((stamp, words, unread, counting), made)
+        return self._pages.get(tuple(names), made, (state, gone, unread, counting))
 
     def _board(self, run: ShelfRun, indexed: Indexed) -> tuple[dict[str, Any] | None, int]:
         """As `Found.board`. Raises Hangs."""
@@ -180,7 +179,7 @@ class Live:
             there = {item["picture"]: run.has_image(item["picture"]) for item in shown if item["picture"]}
             return [item | {"picture": item["picture"] if there.get(item["picture"]) else None} for item in shown]
 
-        return self._cards.get((str(run.path), tuple(files)), make)
+        return self._cards.get(run.path, make, files)
 
 
 def begun(run: ShelfRun) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from segviz.app.server import Desk, serve  # noqa: E402
 
 PORT = 7860
 PATIENCE = 2.0  #: seconds that threads have when the app ends
+M_ARENA_MAX = -8  #: of malloc.h
 AUTH = "SEGPO_AUTH"  #: the environment's USER:PASSWORD
 
 #: The tabs, in order: title, and what fills them.
@@ -74,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
     listener = _listener("0.0.0.0" if args.share else "127.0.0.1", args.port)
     host = socket.gethostname() if args.share else "127.0.0.1"
     url = f"http://{host}:{listener.getsockname()[1]}/"
+    _few_heaps()
     # the server raises the signal that ended it once more: SIGTERM, too, must leave no temporary files behind
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Desk(args.runs) as desk:
@@ -87,6 +90,14 @@ def main(argv: Sequence[str]) -> int:
             server.run(sockets=[listener])
     _end_although_waiting()
     return 0
+
+
+def _few_heaps() -> None:
+    """Two heaps for all threads, where glibc would give most of them one each: every request and every read is another
+    thread's, and what one gave back to its heap no other can use."""
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _end_although_waiting() -> None:

@@ -149,11 +149,11 @@ def ask(shelf: Shelf, index: Index, question: Question, notes: Notes | None = No
         Missing: a run that is not there.
     """
     picked = pick(shelf, index, question, notes)
-    stamp = (
-        question, tuple(picked.there), notes.version if notes else None,
-        tuple((run.number, run.version, len(run.todo)) for run in picked.runs.values()),
+    state = (
+        picked.there, notes.version if notes else None,
+        [(run.number, run.version, len(run.todo)) for run in picked.runs.values()],
     )  # fmt: skip
-    return index.answers.get(stamp, lambda: _answer(index, question, picked))
+    return index.answers.get(question, lambda: _answer(index, question, picked), state)
 
 
 @dataclass(frozen=True)

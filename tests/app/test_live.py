@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import segviz as sv
-from segpo_core.record.store import Recorder, forget_after
+from segpo_core.record.store import Recorder, forget_after, read_rollouts
 from segviz.app.live import Live, card, gathered, strip
 from segviz.app.metrics import POINTS, MetricLog, thin
+from segviz.app.rollouts import Question, ask
 from segviz.app.shelf import Shelf
 from segviz.parts.scoreboard import scoreboard, sentence
 from segviz.parts.story import story
@@ -128,6 +129,25 @@ def test_a_file_that_changed_is_counted_anew(tmp_path, index):
     time.sleep(0.25)
     found = whole(live, "one")["found"]
     assert not found["lines"] and found["trust"], "no error is known any more"
+
+
+def test_of_a_run_that_grows_only_the_latest_answers_are_kept(tmp_path, index, monkeypatch):
+    monkeypatch.setattr("segviz.app.found.MOST", 12)
+    for module in ("index", "metrics"):
+        monkeypatch.setattr(f"segviz.app.{module}.LEAST", 0)
+    path = write_run(tmp_path / "run", steps=1)
+    shelf, (first,) = Shelf([tmp_path]), read_rollouts(path, [1]).to_pylist()[:1]
+    live, kept, pages = Live(shelf, index), set(), set()
+    for step in range(2, 22):
+        Recorder(path).rollouts(step, [first | {"step": step, "sample": n} for n in range(4)], {})
+        Recorder(path).metrics(step, {"reward": step / 50})
+        pages.add(json.dumps(whole(live, "run")))
+        ask(shelf, index, Question())
+        if step > 12:  # three files hold the completions that are counted
+            caches = live._pages, live._cards, live.found._trust, index.answers
+            kept.add((*(len(cache._found) for cache in caches), len(live.found._files[path][1])))
+    assert len(pages) == 20, "each step has a page of its own"
+    assert len(kept) == 1 and kept.pop()[-1] == 3
 
 
 def test_a_card_says_what_was_said_what_is_right_and_where_it_went_wrong():
