@@ -39,7 +39,7 @@ from segpo_core.training.beginning import hold_for_all, start_point
 from segpo_core.training.build import build_network
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
 from segpo_core.training.engine import Engine, reachable
-from segpo_core.training.hold import TakenOver, still_held
+from segpo_core.training.hold import still_held
 from segpo_core.training.problems import Problems
 from segpo_core.training.together import all_or_none, averaged, check_launcher, everyone, own_part, whole_batch
 from segpo_core.training.update import Learner, Micro
@@ -396,7 +396,8 @@ class Trainer:
                 self.hold,
             )  # fmt: skip
         except OSError as error:
-            if must or isinstance(error, TakenOver):
+            still_held(self.hold)  # the main process may have found out just before the checkpoint would have appeared
+            if must:
                 raise
             if self.accelerator.is_main_process:
                 log.warning("step %d: no checkpoint, training goes on and tries again: %s", self.step, error)

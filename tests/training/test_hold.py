@@ -24,7 +24,7 @@ from segpo_core.training import hold as module
 from segpo_core.training.hold import LOCK, Hold
 from segpo_core.training.loop import Trainer
 from tests.fakes import families
-from tests.fakes.forks import forked
+from tests.fakes.forks import forked, ranks
 from tests.fakes.toy import ToyTask
 from tests.torture.disks import called
 from tests.training.test_loop import config_for
@@ -222,6 +222,33 @@ def test_a_frozen_trainer_that_was_taken_over_writes_no_more(tmp_path):
     first.join(LIMIT)
     assert "was taken over by another trainer, which has ended since" in words and "writes no more" in words
     assert {name: facts for name, facts in files(run).items() if not name.endswith(".tmp")} == before
+
+
+@pytest.mark.slow
+def test_of_several_processes_all_end(tmp_path):
+    """The main process finds out, and none waits for it."""
+    model, run, said = families.llama(tmp_path / "model"), tmp_path / "run", tmp_path / "said"
+    problems = tmp_path / "sums.jsonl"
+    problems.write_text("\n".join(json.dumps({"prompt": f"{i} + 1 =", "answer": str(i + 1)}) for i in range(12)))
+    flags = (
+        "--method grpo --max-steps 100000 --num-generations 2 --per-device-train-batch-size 2 --cpu "
+        "--max-completion-length 4 --save-steps 1 --eval-steps 0"
+    )
+    own = ["--model-name-or-path", str(model), "--output-dir", str(run), "--dataset", str(problems)]
+    started = ranks(["train", *own, *flags.split()], 2, said)
+    until = time.monotonic() + LIMIT
+    while not (run / "metrics" / "step-000002.parquet").exists():
+        assert time.monotonic() < until and all(process.is_alive() for process in started), said.read_text()
+        time.sleep(0.01)
+    owner = {"host": "node-9", "process": 1, "started": "2026-01-01T00:00:00+00:00", "token": "another's"}
+    (tmp_path / "lock").write_text(json.dumps(owner))
+    os.replace(tmp_path / "lock", run / LOCK)
+    for process in started:
+        process.join(LIMIT)
+    words = " ".join(said.read_text().split())
+    assert [process.exitcode for process in started] == [1, 1], words
+    assert words.count("was taken over by process 1 on node-9 since 2026") >= 2 and "Traceback" not in words
+    assert json.loads((run / LOCK).read_text()) == owner, "what is another's is left alone"
 
 
 def test_a_directory_that_is_made_again_is_held_again(tmp_path, short):
