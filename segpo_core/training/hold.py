@@ -65,7 +65,9 @@ class Hold:
         thread.start()
 
     def lost(self) -> str:
-        """Who has taken the directory over meanwhile, in a sentence; nothing: it is still ours."""
+        """Who has taken the directory over meanwhile, in a sentence; nothing: it is still ours, or was let go."""
+        if not self.release.alive:
+            return ""
         try:
             text = read_plain(self.path)
         except OSError:  # removed, or the file system is away: nobody else is to be seen

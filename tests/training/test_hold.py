@@ -266,6 +266,14 @@ def test_a_directory_that_is_made_again_is_held_again(tmp_path, short):
     Hold(run).release()
 
 
+def test_what_was_let_go_was_not_taken(tmp_path):
+    """After its run, a trainer may still evaluate, or save once more."""
+    trainer = Trainer(config_for(families.llama(tmp_path / "m"), tmp_path / "run", GRPO()), task=ToyTask(images=False))
+    trainer.run()
+    trainer.evaluate()
+    assert trainer.save()
+
+
 def test_a_trainer_that_is_dropped_lets_go(tmp_path):
     hold = Hold(tmp_path / "run")
     del hold
