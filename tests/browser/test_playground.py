@@ -11,13 +11,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-import tests.browser.test_app as app_tests
 from tests.app.served import serving
 from tests.app.test_playground import trained
 
 pytestmark = pytest.mark.browser
-
-visit = app_tests.visit
 
 EVIL = "evil ${window.hacked=1}{{7*7}}<img src=x onerror=window.hacked=1>"
 #: What the hostile checkpoint's tokenizer writes for "triangle", "square", "circle". No spaces: it has other letters.
