@@ -18,6 +18,7 @@ from segpo_core.config import from_dict
 from segpo_core.policy.load import load_processor
 from segpo_core.tasks.shapes import ShapesTask
 from segpo_core.training.loop import Trainer
+from segpo_core.training.micro import micro_batches
 from speed.one_layer import one_layer
 from speed.steps import MODEL
 
@@ -97,7 +98,7 @@ def updates(folder: Path, small: bool) -> Iterator[Line]:
     def update(packing: bool) -> Callable[[], None]:
         def call() -> None:
             run.learner.config.pack_prompts = packing
-            micros = run.learner.micro_batches(rollouts, prompts, 1)
+            micros = micro_batches(run.network.model, run.config, rollouts, prompts, 1)
             run.learner.update(dataclasses.replace(rollouts), credit, micros, 1)
 
         return call

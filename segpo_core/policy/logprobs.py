@@ -60,9 +60,13 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[N, H] -> float32 [N, V]; suppressed ids get the lowest finite value, hence probability exactly 0."""
-        logits = self._linear[0](hidden).float() * self.scale
+        logits = self._linear[0](hidden).float()
+        if self.scale != 1:  # each of these is one more [N, V]
+            logits = logits * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
+        if len(self.suppressed) == 0:
+            return logits
         return logits.index_fill(-1, self.suppressed, torch.finfo(torch.float32).min / 4)
 
 
@@ -103,12 +107,12 @@ def gather(logits: Tensor, tokens: Tensor, temperature: float, rows: Tensor | No
         temperature: > 0.
         rows: long [N], which of the U distributions each token is of; default its own, U = N.
     """
-    scaled = logits / temperature
+    scaled = logits if temperature == 1 else logits / temperature
     total = scaled.logsumexp(dim=-1)
     own = scaled.gather(-1, tokens[:, None])[:, 0] if rows is None else scaled[rows, tokens]
     with torch.no_grad():  # entropy is a diagnostic and a cutting signal; no gradient goes through it
-        probs = (scaled - total[:, None]).exp()
-        entropy = total - (probs * scaled).sum(dim=-1)
+        probs = (scaled - total[:, None]).exp_()
+        entropy = total - probs.mul_(scaled).sum(dim=-1)
         entropy = entropy.clamp(min=0)
     if rows is None:
         return own - total, entropy

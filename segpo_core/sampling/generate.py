@@ -27,6 +27,9 @@ from segpo_core.sampling.sampler import Draw, Name, Sampler, noise
 from segpo_core.sampling.truncation import Truncation
 from segpo_core.types import pad_rows
 
+#: Logits of past steps that are held until what they say of the drawn tokens is computed, all at once (4 MB).
+MAX_WAITING = 2**20
+
 
 @dataclass
 class State:
@@ -118,6 +121,14 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float, node: Tensor | N
     token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     # The product may round up to the whole sum; the answer is then the last token that has any probability.
     return token.minimum(last[node])
+
+
+def _said(waiting: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> tuple[Tensor, Tensor]:
+    """`gather` for some steps at once, each (logits [u, V], token [n], node [n])."""
+    logits, token, node = zip(*waiting, strict=True)
+    before = np.cumsum([0, *(len(part) for part in logits[:-1])]).tolist()
+    rows = torch.cat([part + start for part, start in zip(node, before, strict=True)])
+    return gather(torch.cat(logits), torch.cat(token), temperature, rows)
 
 
 def check_continuable(model: nn.Module) -> None:
@@ -213,6 +224,7 @@ class InProcess(Sampler):
         rows = np.arange(n)  # which output row each row of the state belongs to
         ends = np.isin(np.arange(state.logits.shape[1]), self.eos.cpu().numpy())
         state, found, computed, live = replace(state, cache=with_room(state.cache)), [], 0, rows >= 0
+        waiting, said = [], []  # of several steps together: a small model's step is mostly the start of small kernels
         step = step_of(self.model, state.cache)
         for t in range(limit):
             at, node = (torch.from_numpy(x).to(device) for x in (rows, state.node))
@@ -222,7 +234,11 @@ class InProcess(Sampler):
                 drawn_with = (left.log_softmax(dim=-1)[node, token].float(),)
             else:
                 token, drawn_with = choose(state.logits, uniform[at, t], temperature, node), ()
-            found.append((at, token, *gather(state.logits, token, temperature or 1.0, node), *drawn_with))
+            found.append((at, token, *drawn_with))
+            waiting.append((state.logits, token, node))
+            if sum(part[0].numel() for part in waiting) > MAX_WAITING:
+                said.append(_said(waiting, temperature or 1.0))
+                waiting = []
             lengths[rows] = t + 1
             drawn = token.cpu().numpy()
             ended = ends[drawn]
@@ -243,7 +259,9 @@ class InProcess(Sampler):
             computed += len(rows)
         self.tokens_computed += computed
         # Every step's rows to their places, all at once: [n, T] of token, log-probability, entropy (and what is left).
-        row, *values = (torch.cat(column) for column in zip(*found, strict=True))
+        said += [_said(waiting, temperature or 1.0)] if waiting else []
+        row, token, *drawn_with = (torch.cat(column) for column in zip(*found, strict=True))
+        values = [token, *(torch.cat(column) for column in zip(*said, strict=True)), *drawn_with]
         number = torch.arange(len(found), device=device)
         column = number.repeat_interleave(torch.tensor([len(part[0]) for part in found], device=device))
         ids, logprobs, entropy, *left = (x.new_zeros(n, len(found)).index_put((row, column), x) for x in values)

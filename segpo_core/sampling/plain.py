@@ -21,15 +21,19 @@ from segpo_core.policy.inputs import decode_inputs
 from segpo_core.policy.logprobs import backbone, continued, without_adapter
 from segpo_core.sampling.roomy import RoomyLayer
 
+#: Weights up to which a decoder's products are joined, which takes a copy. The products of larger ones cost what they
+#: read.
+SMALL = 2**25
 #: (tokens long [n], mask long [n, S + 1], positions long [n], cache of S tokens) -> hidden states [n, H].
 Step = Callable[[Tensor, Tensor, Tensor, DynamicCache], Tensor]
 
 
 def step_of(model: nn.Module, cache: DynamicCache) -> Step:
-    """What computes the next token of each row, and puts it into the cache: plain where that is exact."""
+    """What computes the next token of each row, and puts it into the cache: plain where that is exact. It is made for
+    the weights as they are."""
     decoder = without_adapter(model).get_decoder()
     if is_plain(decoder) and all(type(layer) is RoomyLayer for layer in cache.layers):
-        return lambda *inputs: plain_step(decoder, *inputs)
+        return PlainStep(decoder)
     return lambda *inputs: whole_step(backbone(model), *inputs)
 
 
@@ -39,7 +43,7 @@ def whole_step(network: nn.Module, tokens: Tensor, mask: Tensor, position: Tenso
 
 
 def is_plain(decoder: nn.Module) -> bool:
-    """Whether `plain_step` does what the decoder does: one of three kinds of layers, as they were made, on a CPU in
+    """Whether `PlainStep` does what the decoder does: one of three kinds of layers, as they were made, on a CPU in
     float32, with nobody listening at its modules (sharded weights are put together so)."""
     layers = getattr(decoder, "layers", ())
     weights = list(decoder.parameters())
@@ -52,34 +56,52 @@ def is_plain(decoder: nn.Module) -> bool:
     )
 
 
-def plain_step(decoder: nn.Module, tokens: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
-    """The step of a decoder that `is_plain`."""
-    x, rows = decoder.embed_tokens(tokens), len(tokens)
-    cos, sin = decoder.rotary_emb(x[:, None], position[:, None])  # [n, 1, D]
-    half = cos.shape[-1] // 2
-    # A half turn takes (a, b) to (−b, a): the sign goes to the sine, so that the halves need only be swapped.
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    hidden_from = None if mask.all() else x.new_zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
-    for layer, stored in zip(decoder.layers, cache.layers, strict=True):
-        own = layer.self_attn
-        normed = _rms(x, layer.input_layernorm)
-        query, key, value = (
-            _linear(normed, p).view(rows, -1, own.head_dim) for p in (own.q_proj, own.k_proj, own.v_proj)
-        )
-        if isinstance(layer, Qwen3DecoderLayer):
-            query, key = _rms(query, own.q_norm), _rms(key, own.k_norm)
-        both = torch.cat([query, key], dim=1)
-        both = both * cos + both.roll(half, dims=-1) * sin
-        heads = query.shape[1]
-        keys, values = stored.update(both[:, heads:, None], value[:, :, None])
-        # The heads that share keys stand where several queries would.
-        shared = both[:, :heads].reshape(rows, keys.shape[1], -1, own.head_dim)
-        seen = scaled_dot_product_attention(shared, keys, values, hidden_from, scale=own.scaling)
-        x = x + _linear(seen.reshape(rows, -1), own.o_proj)
-        normed, mlp = _rms(x, layer.post_attention_layernorm), layer.mlp
-        gated = mlp.act_fn(_linear(normed, mlp.gate_proj)) * _linear(normed, mlp.up_proj)
-        x = x + _linear(gated, mlp.down_proj)
-    return _rms(x, decoder.norm)
+class PlainStep:
+    """The step of a decoder that `is_plain`, as long as its weights stay."""
+
+    def __init__(self, decoder: nn.Module):
+        self.decoder, small = decoder, sum(p.numel() for p in decoder.parameters()) <= SMALL
+        self.projections = []  # of each layer: (query, key and value; gate and up)
+        for layer in decoder.layers:
+            own, mlp = layer.self_attn, layer.mlp
+            together = ([own.q_proj, own.k_proj, own.v_proj], [mlp.gate_proj, mlp.up_proj])
+            self.projections.append([_joined(modules, small) for modules in together])
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, mask: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
+        decoder = self.decoder
+        x, rows = decoder.embed_tokens(tokens), len(tokens)
+        cos, sin = decoder.rotary_emb(x[:, None], position[:, None])  # [n, 1, D]
+        half = cos.shape[-1] // 2
+        # A half turn takes (a, b) to (−b, a): the sign goes to the sine, so that the halves need only be swapped.
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        hidden_from = None if mask.all() else x.new_zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
+        for layer, (attended, gate_up), stored in zip(decoder.layers, self.projections, cache.layers, strict=True):
+            own, mlp = layer.self_attn, layer.mlp
+            every = attended(_rms(x, layer.input_layernorm)).view(rows, -1, own.head_dim)  # heads of q, k and v
+            shared = stored.keys.shape[1]
+            both, value = every[:, :-shared], every[:, -shared:]
+            if isinstance(layer, Qwen3DecoderLayer):
+                both = torch.cat([_rms(both[:, :-shared], own.q_norm), _rms(both[:, -shared:], own.k_norm)], dim=1)
+            both = both.roll(half, dims=-1).mul_(sin).addcmul_(both, cos)
+            keys, values = stored.update(both[:, -shared:, None], value[:, :, None])
+            # The heads that share keys stand where several queries would.
+            query = both[:, :-shared].reshape(rows, shared, -1, own.head_dim)
+            seen = scaled_dot_product_attention(query, keys, values, hidden_from, scale=own.scaling)
+            x = _linear(seen.reshape(rows, -1), own.o_proj).add_(x)
+            gate, up = gate_up(_rms(x, layer.post_attention_layernorm)).chunk(2, dim=-1)
+            x = _linear(mlp.act_fn(gate).mul_(up), mlp.down_proj).add_(x)
+        return _rms(x, decoder.norm)
+
+
+def _joined(modules: list[nn.Module], small: bool) -> Callable[[Tensor], Tensor]:
+    """What several modules say of one input, side by side: one product where their weights can stand side by side."""
+    biased = {getattr(module, "bias", None) is not None for module in modules}
+    if not small or len(biased) > 1 or any(type(module) is not nn.Linear for module in modules):
+        return lambda x: torch.cat([_linear(x, module) for module in modules], dim=-1)
+    weight = torch.cat([module.weight.detach() for module in modules])
+    bias = torch.cat([module.bias.detach() for module in modules]) if biased == {True} else None
+    return lambda x: linear(x, weight, bias)
 
 
 def _linear(x: Tensor, module: nn.Module) -> Tensor:

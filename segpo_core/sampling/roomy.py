@@ -33,7 +33,8 @@ class RoomyLayer(DynamicLayer):
         kept, filled = self.keys.shape[0], self.keys.shape[2]
         larger = []
         for old in (self.keys, self.values):
-            new = old.new_empty(rows, old.shape[1], length, old.shape[3])
+            with torch.inference_mode(False):  # what is written to later, outside of a step
+                new = old.new_empty(rows, old.shape[1], length, old.shape[3])
             new[:kept, :, :filled] = old
             larger.append(new)
         self._buffers = larger[0], larger[1]

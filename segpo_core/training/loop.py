@@ -40,9 +40,10 @@ from segpo_core.training.build import build_network
 from segpo_core.training.diagnostics import CONTINUATIONS, describe, some_states, step_kl
 from segpo_core.training.engine import Engine, reachable
 from segpo_core.training.hold import still_held
+from segpo_core.training.micro import Micro, micro_batches, taught_batches
 from segpo_core.training.problems import Problems
 from segpo_core.training.together import all_or_none, averaged, check_launcher, everyone, own_part, whole_batch
-from segpo_core.training.update import Learner, Micro
+from segpo_core.training.update import Learner
 from segpo_core.training.watch import Clock, Interrupt
 from segpo_core.types import Credit, Rollouts
 
@@ -253,23 +254,29 @@ class Trainer:
         clock.lap("sample")
         if rollouts.tree is not None:  # its credit needs no scores, and says which nodes are worth a pass
             credit, everything = self.credit(rollouts, first)
-            micros = self.learner.tree_batches(rollouts, prompts, credit)
+            micros = taught_batches(self.network.model, self.config, rollouts, prompts, credit)
+        elif self.learner.scores_first:
+            micros = micro_batches(self.network.model, self.config, rollouts, prompts, self.step)
         else:
-            micros = self.learner.micro_batches(rollouts, prompts, self.step)
+            micros = []
         self.learner.score(rollouts, micros)
+        # In float32 the sampler's numbers are as good as those of one more pass.
+        exact = self.network.model.dtype == torch.float32
+        seen = dataclasses.replace(rollouts, old_logprobs=rollouts.logprobs) if exact else rollouts
         if self.method.uses_contrasts:
             rollouts.perception_contrast, rollouts.reasoning_contrast = contrasts(
-                self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
+                self.network, examples, prompts, seen, self.processor, self.method.corruption, stream, first,
                 self.config.per_device_train_batch_size, self.method.tags, self.config.pack_prompts,
             )  # fmt: skip
         if self.method.uses_image_contrast:
             rollouts.perception_contrast = image_contrast(
-                self.network, examples, prompts, rollouts, self.processor, self.method.corruption, stream, first,
+                self.network, examples, prompts, seen, self.processor, self.method.corruption, stream, first,
                 self.config.per_device_train_batch_size, self.config.pack_prompts,
             )  # fmt: skip
         clock.lap("score")
         if rollouts.tree is None:
             credit, everything = self.credit(rollouts, first)
+            micros = micros or taught_batches(self.network.model, self.config, rollouts, prompts, credit)
         clock.lap("credit")
         recorded = bool(self.config.record_steps) and self.step % self.config.record_steps == 0
         if recorded and getattr(self.method, "value_mc_states", 0):

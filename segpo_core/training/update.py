@@ -1,15 +1,12 @@
-"""What learns: the network with its optimizer, and how a step's rollouts go through them.
-
-Rows are cut into micro-batches once a step; scoring and every update take the same ones.
-"""
+"""What learns: the network with its optimizer, and how a step's rollouts go through them, in the forward passes that
+micro.py cuts."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,9 +22,8 @@ from segpo_core.policy import sharding
 from segpo_core.policy.critic import ActorCritic, Scores
 from segpo_core.policy.inputs import Prompts
 from segpo_core.policy.load import reference_context
-from segpo_core.policy.packing import can_pack, pack
-from segpo_core.prefix_tree import shared_beginnings
 from segpo_core.training.masters import Masters
+from segpo_core.training.micro import Micro, micro_batches
 from segpo_core.training.together import everyone
 from segpo_core.types import Credit, Rollouts
 
@@ -35,32 +31,6 @@ log = logging.getLogger(__name__)
 
 #: A number about a micro-batch, and how many tokens it is about.
 Number = tuple[float, int]
-
-
-@dataclass
-class Micro:
-    """Some rows of a step's rollouts, as one forward pass takes them. Cut once a step, so that the scoring pass and
-    every update see the same shapes: before the first update, ratios are exactly 1."""
-
-    rows: Tensor  #: long [b]
-    prompts: dict[str, Tensor]
-    ids: Tensor  #: long [b, t], t the longest of these rows
-    mask: Tensor  #: bool [b, t], tokens that the pass scores
-    predictor: Tensor | None = None  #: packed trees: long [N], see packing.py; `prompts` is then all of the inputs
-
-    @property
-    def inputs(self) -> tuple:
-        """Arguments of the network."""
-        return self.prompts, self.ids, self.mask, self.predictor
-
-    def cut(self, values: Tensor) -> Tensor:
-        """These rows of a [B, T] tensor, as [b, t]."""
-        return values[self.rows, : self.ids.shape[1]]
-
-    def put(self, part: Tensor, whole: Tensor) -> None:
-        """Write what a pass says of its tokens, [b, t], to their places in [B, T]."""
-        width = self.ids.shape[1]
-        whole[self.rows, :width] = torch.where(self.mask, part, whole[self.rows, :width])
 
 
 class Learner:
@@ -78,6 +48,8 @@ class Learner:
         self.config, self.method, self.accelerator = config, config.algo, accelerator
         #: float32 [B, T], of the step's last pass over each token: its log-probability; NaN where there was none
         self.last_pass = torch.empty(0)
+        #: a pass that the scoring made and the update takes up: (its tokens, what it said of them)
+        self.begun: tuple[Tensor, Scores] | None = None
         self.reference = None if reference is None else reference.to(accelerator.device)
         network.to(accelerator.device)
         self.sharded = sharding.wanted(accelerator)
@@ -127,65 +99,30 @@ class Learner:
         """This process's part of the optimizer's state, as `weights`."""
         return sharding.own_moments(self.network, self.optimizer)
 
-    # --- micro-batches --------------------------------------------------------------------------------------------
-
-    def tree_batches(self, rollouts: Rollouts, prompts: Prompts, credit: Credit) -> list[Micro]:
-        """Cut a step's trees into forward passes, of rows that teach something. Neighbours stay together: they share
-        what is before them. Every process makes the same number of passes, however large its trees became."""
-        packing, micros = self.config.pack_prompts and can_pack(self.network.model, prompts), []
-        taught = credit.loss_mask.any(dim=1).nonzero()[:, 0]
-        for rows in taught.tensor_split(self.config.passes):
-            targets = credit.loss_mask
-            if len(rows) == 0:  # nothing is left for this pass: one without a token
-                rows, targets = torch.zeros(1, dtype=torch.long, device=taught.device), torch.zeros_like(targets)
-            if packing:
-                micros.append(self.packed(rows, rollouts, prompts, targets))
-            else:
-                real = rollouts.mask & targets.any()
-                micros.append(self.micro(rows, rollouts, prompts, real))
-        return micros
-
-    def packed(self, rows: Tensor, rollouts: Rollouts, prompts: Prompts, targets: Tensor) -> Micro:
-        """Some rows that share nodes, in depth-first order, for one pass over every node."""
-        packed = pack(self.network.model, prompts, rollouts, targets, rows)
-        return Micro(packed.rows, packed.inputs, packed.ids, packed.mask, packed.predictor)
-
-    def micro(self, rows: Tensor, rollouts: Rollouts, prompts: Prompts, mask: Tensor) -> Micro:
-        """Some rows for one pass, cut to the longest of them."""
-        longest = int(rollouts.lengths[rows].max())
-        batch = prompts.batch(rollouts.group[rows], rows.device)
-        return Micro(rows, batch, rollouts.completion_ids[rows, :longest], mask[rows, :longest])
-
-    def micro_batches(self, rollouts: Rollouts, prompts: Prompts, step: int) -> list[Micro]:
-        """Cut a step's rows into forward passes. Several updates a step take them in random order, so that no update
-        sees whole groups only."""
-        order = torch.arange(len(rollouts))
-        if self.config.passes > self.config.gradient_accumulation_steps:
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-            order = torch.randperm(len(rollouts), generator=generator)
-        parts = order.to(rollouts.mask.device).split(self.config.per_device_train_batch_size)
-        sharing = self.config.pack_prompts and len(rollouts) > len(prompts)
-        if sharing and can_pack(self.network.model, prompts):
-            order, node_ids = shared_beginnings(rollouts.completion_ids, rollouts.mask, rollouts.group)
-            place, alike = order.argsort(), replace(rollouts, node_ids=node_ids)
-            return [self.packed(rows[place[rows].argsort()], alike, prompts, rollouts.mask) for rows in parts]
-        return [self.micro(rows, rollouts, prompts, rollouts.mask) for rows in parts]
-
     # --- scoring and updates --------------------------------------------------------------------------------------
 
     @property
     def updates_per_step(self) -> int:
         return self.config.passes // self.config.gradient_accumulation_steps * self.config.num_iterations
 
+    @property
+    def scores_first(self) -> bool:
+        """Whether all tokens of a step go through a pass before its credit. With one update a step and no critic the
+        policy's is left out: its log-probabilities are those of the update's own forward pass, so the ratio is 1 by
+        definition."""
+        method = self.method
+        behind = self.updates_per_step > 1 or self.config.score_after_update
+        return method.uses_critic or behind or method.beta > 0 or self.reference is not None
+
     @torch.no_grad()
     def score(self, rollouts: Rollouts, micros: list[Micro]) -> None:
-        """Old log-probabilities, values and reference log-probabilities, where they are needed.
-
-        With one update a step and no critic the policy's pass is left out: its log-probabilities are those of the
-        update's own forward pass, so the ratio is 1 by definition.
-        """
+        """Old log-probabilities, values and reference log-probabilities, where they are needed."""
         if self.method.uses_critic or self.updates_per_step > 1 or self.method.kl_in == "reward" and self.method.beta:
-            scores = self.forward_all(self.network, micros, rollouts)
+            # Where one pass takes the whole step, and learning asks for no other mode, the update goes on from it.
+            config = self.config
+            both = self.updates_per_step == len(micros) == self.accelerator.num_processes == 1
+            both = both and not (config.gradient_checkpointing or config.dropout)
+            scores = self.forward_all(self._begun if both else self.network, micros, rollouts)
             # Tokens of a tree that teach nothing go through no pass; the sampler's numbers stand for them.
             unscored = scores.logprobs.isnan()
             rollouts.old_logprobs = torch.where(unscored, rollouts.sampled_logprobs, scores.logprobs)
@@ -196,11 +133,20 @@ class Learner:
             with reference_context(self.network.model):
                 rollouts.ref_logprobs = self.forward_all(self.network, micros, rollouts).logprobs
 
+    def _begun(self, *inputs: Any) -> Scores:
+        """A pass whose graph is kept for the update."""
+        with torch.enable_grad():
+            scores = self.wrapped(*inputs)
+        self.begun = inputs[1], scores
+        return Scores(*(None if part is None else part.detach() for part in scores))
+
     @torch.no_grad()
     def score_engine(self, rollouts: Rollouts, prompts: Prompts, step: int) -> None:
         """Put the network's own log-probabilities and entropies in the place of those of the engine that drew the
         tokens, and what weighs for the difference beside them. Methods read the former: the two never mix."""
-        scores = self.forward_all(self.network, self.micro_batches(rollouts, prompts, step), rollouts)
+        scores = self.forward_all(
+            self.network, micro_batches(self.network.model, self.config, rollouts, prompts, step), rollouts
+        )
         rollouts.engine_logprobs = rollouts.sampled_logprobs
         rollouts.sampled_logprobs, rollouts.entropy = scores.logprobs, scores.entropy
         config = self.config
@@ -212,14 +158,14 @@ class Learner:
             )  # fmt: skip
 
     @torch.no_grad()
-    def forward_all(self, network: ActorCritic, micros: list[Micro], rollouts: Rollouts) -> Scores:
+    def forward_all(self, network: Callable[..., Scores], micros: list[Micro], rollouts: Rollouts) -> Scores:
         """A pass without gradient over all micro-batches, put back into [B, T]; NaN at tokens that no pass scores."""
         everything = Scores(*(torch.where(rollouts.mask, torch.nan, 0.0) for _ in range(3)))
         for micro in micros:
             for whole, part in zip(everything, network(*micro.inputs), strict=True):
                 if part is not None:
                     micro.put(part, whole)
-        return everything if network.value_head is not None else everything._replace(values=None)
+        return everything if self.network.value_head is not None else everything._replace(values=None)
 
     def update(self, rollouts: Rollouts, credit: Credit, micros: list[Micro], step: int) -> dict[str, float]:
         """All gradient steps of this step. Returns averages over them."""
@@ -250,7 +196,9 @@ class Learner:
             value_normalizer, items = states.clamp(min=1), items + states
         for i, micro in enumerate(batch):
             with self.syncing(i + 1 == len(batch)), self.learning(step, number, i):
-                scores = self.wrapped(*micro.inputs)
+                begun, self.begun = self.begun, None
+                again = begun is None or begun[0] is not micro.ids
+                scores = self.wrapped(*micro.inputs) if again else begun[1]
                 micro.put(scores.logprobs.detach(), self.last_pass)
                 loss, numbers = self.loss(scores, rollouts, credit, micro, normalizer, value_normalizer)
                 # Data-parallel training averages gradients over processes; the normalizers are global, so undo it.
@@ -384,7 +332,10 @@ class Learner:
 
     def items(self, mask: Tensor, batch: list[Micro], loss_type: LossType) -> Tensor:
         """What sums are divided by: the tokens, or the completions, of one update over all processes."""
-        number = sum(losses.count_items(micro.cut(mask) & micro.mask, loss_type) for micro in batch)
+        if self.updates_per_step == 1:  # also of rows that teach nothing and are in no micro-batch
+            number = losses.count_items(mask, loss_type)
+        else:
+            number = sum(losses.count_items(micro.cut(mask) & micro.mask, loss_type) for micro in batch)
         return self.accelerator.reduce(number.float(), "sum")
 
 

@@ -1,5 +1,7 @@
 """The sampler against the scoring pass, for every model family."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,9 @@ from segpo_core.policy import load
 from segpo_core.policy.critic import ActorCritic
 from segpo_core.policy.inputs import Prompts, extend, position_ids, prefill_inputs
 from segpo_core.policy.logprobs import backbone
-from segpo_core.sampling import generate
+from segpo_core.sampling import generate, plain
 from segpo_core.sampling.generate import InProcess, choose
-from segpo_core.sampling.plain import is_plain, plain_step, whole_step
+from segpo_core.sampling.plain import PlainStep, is_plain, whole_step
 from segpo_core.sampling.roomy import RoomyLayer, arrange, branch, with_room
 from segpo_core.sampling.sampler import noise, token_pieces
 from tests.fakes import families
@@ -150,7 +152,7 @@ def test_tokens_are_those_of_the_slow_way(loaded):
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
 @torch.no_grad()
-def test_the_plain_step_is_the_models_own(kind):
+def test_the_plain_step_is_the_models_own(kind, monkeypatch):
     size = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
     text = dict(size, vocab_size=100, num_key_value_heads=2, max_position_embeddings=64)
     torch.manual_seed(0)
@@ -160,7 +162,10 @@ def test_the_plain_step_is_the_models_own(kind):
     ids, mask = torch.randint(100, (5, 9)), torch.ones(5, 9, dtype=torch.long)
     mask[1:3, :4] = 0
     ends = []
-    for step in (plain_step, lambda _, *inputs: whole_step(model.model, *inputs)):
+    joined = PlainStep(model.model)
+    monkeypatch.setattr(plain, "SMALL", 0)
+    steps = [joined, PlainStep(model.model), partial(whole_step, model.model)]
+    for step in steps:
         inputs, position = prefill_inputs(model, {"input_ids": ids, "attention_mask": mask})
         cache, seen, hidden = DynamicCache(config=model.config), mask, []
         model.model(**inputs, past_key_values=cache, use_cache=True)
@@ -168,10 +173,11 @@ def test_the_plain_step_is_the_models_own(kind):
         assert is_plain(model.model) and all(type(layer) is RoomyLayer for layer in cache.layers)
         for t in range(4):
             seen = torch.cat([seen, seen.new_ones(5, 1)], dim=1)
-            hidden.append(step(model.model, ids[:, t], seen, position + t, cache))
+            hidden.append(step(ids[:, t], seen, position + t, cache))
         ends.append(torch.stack(hidden))
     assert ends[0].abs().max() > 0.1
-    torch.testing.assert_close(ends[0], ends[1], atol=1e-5, rtol=1e-5)
+    for end in ends[:2]:
+        torch.testing.assert_close(end, ends[2], atol=1e-5, rtol=1e-5)
     model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
     assert not is_plain(model.model), "who listens is not passed by"
 

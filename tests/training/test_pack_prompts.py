@@ -8,6 +8,7 @@ import torch
 from segpo_core.algos import GRPO, GSPO, SAPO, SRPO, EntropyTokens, SPOChain
 from segpo_core.policy.packing import can_pack
 from segpo_core.training.loop import Trainer
+from segpo_core.training.micro import micro_batches, taught_batches
 from tests.fakes import families
 from tests.fakes.toy import ToyTask
 from tests.training.test_loop import config_for
@@ -23,14 +24,16 @@ def llava(tmp_path_factory):
     return families.llava(tmp_path_factory.mktemp("llava"))
 
 
-def learnt(trainer: Trainer, packing: bool, rollouts, prompts, step: int = 1):
+def learnt(trainer: Trainer, packing: bool, rollouts, prompts, step: int = 1, taught: bool = False):
     """(rollouts as scored, metrics, name -> gradient of the step's last update, slots that went through the model)."""
     learner, first, gradients = trainer.learner, 0, {}
     learner.config.pack_prompts = packing
     rollouts = dataclasses.replace(rollouts)
-    micros = learner.micro_batches(rollouts, prompts, step)
+    micros = micro_batches(trainer.network.model, learner.config, rollouts, prompts, step)
     learner.score(rollouts, micros)
     credit, _ = trainer.credit(rollouts, first)
+    if taught:
+        micros = taught_batches(trainer.network.model, learner.config, rollouts, prompts, credit)
 
     def keep() -> None:
         named = trainer.network.named_parameters()
@@ -93,3 +96,62 @@ def test_passes_that_tear_groups(llava, tmp_path):
 def test_completions_of_one_token(llava, tmp_path):
     """Nothing stands after the prompt: the last prompt token predicts all there is."""
     assert_same_update(llava, tmp_path / "run", SAPO(), max_completion_length=1, temperature=1.0)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "rows"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}],
+    ids=["one pass", "three passes"],
+)
+@pytest.mark.parametrize(
+    "algo",
+    [GRPO(), GRPO(loss_type="seq-mean-token-mean"), GSPO(), EntropyTokens()],
+    ids=["grpo", "means of completions", "gspo", "entropy tokens"],
+)
+def test_rows_without_advantage_are_left_out_of_the_same_update(llava, tmp_path, algo, changes, packing):
+    trainer = Trainer(config_for(llava, tmp_path / "run", algo, max_grad_norm=0.0, **changes), task=ToyTask())
+    assert not trainer.learner.scores_first
+    trainer.step = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.learner.optimizer, "step", lambda: None)
+        trainer.train_step()
+    prompts, sampled = trainer.examples()[1], trainer.last[0]
+    sampled.rewards = torch.where(sampled.group == 1, torch.arange(len(sampled)) % 2, 1).float()
+    some, every = (learnt(trainer, packing, sampled, prompts, taught=taught) for taught in (True, False))
+    assert some[1] == pytest.approx(every[1], abs=1e-6, rel=1e-5) and every[1]["grad_norm"] > 0
+    assert some[2].keys() == every[2].keys() and some[3] < every[3]
+    for name, value in every[2].items():
+        torch.testing.assert_close(some[2][name], value, atol=2e-6 * max(1.0, float(value.abs().max())), rtol=1e-4)
+    sampled.rewards = torch.ones_like(sampled.rewards)
+    _, metrics, gradients, _ = learnt(trainer, packing, sampled, prompts, taught=True)
+    assert metrics["grad_norm"] == 0 and gradients.keys() == every[2].keys()
+
+
+def test_the_update_goes_on_from_the_scoring_pass(llava, tmp_path):
+    """Where one pass takes the whole step: one forward pass fewer, and not a bit of difference."""
+    learned, passes = [], []
+    for way in ("one", "two"):
+        trainer = Trainer(config_for(llava, tmp_path / way, SAPO()), task=ToyTask())
+        with pytest.MonkeyPatch.context() as patch:
+            if way == "two":
+                patch.setattr(trainer.learner, "_begun", trainer.network)
+            count = trainer.network.model.model.register_forward_hook(lambda *_: passes.append(way))
+            trainer.step = 1
+            patch.setattr(trainer, "collect", uncounted(trainer.collect, passes))
+            metrics = trainer.train_step()
+            count.remove()
+        assert trainer.learner.begun is None and metrics["ratio/max"] == 1
+        learned.append({name: value.clone() for name, value in trainer.network.state_dict().items()})
+    assert passes == ["one", "two", "two"]
+    assert all(torch.equal(value, learned[1][name]) for name, value in learned[0].items())
+
+
+def uncounted(call, passes):
+    def inner(*args):
+        before = list(passes)
+        result = call(*args)
+        passes[:] = before
+        return result
+
+    return inner

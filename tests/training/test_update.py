@@ -10,6 +10,7 @@ from segpo_core.algos import GRPO, PPO, SAPO
 from segpo_core.algos.base import without_cut
 from segpo_core.policy.logprobs import without_adapter
 from segpo_core.training.loop import Trainer
+from segpo_core.training.micro import micro_batches
 from tests.algos.test_bad_method_input import batch
 from tests.fakes import families
 from tests.fakes.toy import ToyTask
@@ -150,7 +151,9 @@ def test_one_update_in_bfloat16_points_where_float32_points(llama, tmp_path):
             rollouts, credit = trainer.last
         else:
             prompts = trainer.examples()[1]
-            trainer.learner.update(rollouts, credit, trainer.learner.micro_batches(rollouts, prompts, 1), 1)
+            trainer.learner.update(
+                rollouts, credit, micro_batches(trainer.network.model, trainer.config, rollouts, prompts, 1), 1
+            )
         after = trainer.learner.weights()
         changes.append(torch.cat([(after[name].detach() - before[name]).flatten() for name in sorted(before)]))
     assert float(torch.cosine_similarity(*changes, dim=0)) > 0.8
