@@ -136,7 +136,7 @@ def test_the_update_goes_on_from_the_scoring_pass(llava, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             if way == "two":
                 patch.setattr(trainer.learner, "_begun", trainer.network)
-            count = trainer.network.model.model.register_forward_hook(lambda *_: passes.append(way))
+            count = trainer.network.model.model.register_forward_hook(lambda *_, way=way: passes.append(way))
             trainer.step = 1
             patch.setattr(trainer, "collect", uncounted(trainer.collect, passes))
             metrics = trainer.train_step()
