@@ -11,6 +11,7 @@ from segpo_core.sampling.branches import grow_tree
 from segpo_core.sampling.chains import continuations, unique_states
 from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.server import EngineError, Refused, Server
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.sampling.vllm import VLLM, folded
 from tests.fakes import families
 from tests.fakes.engine import Engine
@@ -101,6 +102,24 @@ def test_a_first_token_can_be_forbidden(both):
         for prefix, draw in draws:
             assert not (draw.ids[:, 0] == likely[prefix]).any()
             assert (draw.lengths <= 12).all() and (draw.finished | (draw.lengths == 12)).all()
+
+
+def test_a_cut_goes_to_the_server_and_forbids_no_first_token(both):
+    """What is drawn lies within the cut, and greedy is as it was; of what is left, a server leaves nothing more out."""
+    _, ours, theirs, prompts = both
+    greedy = theirs.groups(prompts, 1, (0, 0), temperature=0).completion_ids
+    theirs.truncation = Truncation(top_p=0.5, top_k=4, min_p=0.01)
+    try:
+        rollouts = theirs.groups(prompts, 3, (7, 1))
+        whole = scored(ours, prompts, rollouts)
+        assert (rollouts.sampled_logprobs[rollouts.mask] > whole[rollouts.mask]).all()
+        assert rollouts.sampled_logprobs[rollouts.mask].exp().min() > 0.1, "of at most four, none is rare"
+        assert torch.equal(theirs.groups(prompts, 1, (0, 0), temperature=0).completion_ids, greedy)
+        rows, lengths = torch.arange(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
+        with pytest.raises(ValueError, match="cannot leave out tokens of what top_p 0.5, top_k 4, min_p 0.01 leaves"):
+            list(continuations(theirs, prompts, rollouts, rows, lengths, 1, (1, 2), without=(rows, greedy[:, 0])))
+    finally:
+        theirs.truncation = Truncation()
 
 
 def test_failures_are_tried_again_and_then_told(both):

@@ -6,6 +6,7 @@ import torch
 from segpo_core.algos import GRPO, SAPO
 from segpo_core.policy.load import load_model
 from segpo_core.record import store
+from segpo_core.record.rows import rollouts_from_rows
 from segpo_core.sampling.server import EngineError
 from segpo_core.training import engine as engines
 from segpo_core.training.loop import Trainer
@@ -74,6 +75,7 @@ def test_what_is_drawn_from_is_recorded_and_what_is_trained_is_all_of_it(llama, 
     assert min(gaps) > 0 and seen[1, GAP] == pytest.approx(sum(gaps) / len(gaps), abs=1e-5)
     assert old == pytest.approx(whole, abs=1e-4) and seen[1, "sampling_logp_difference"] < 1e-4
     assert seen[1, "ratio/min"] == pytest.approx(1, abs=0.1) and seen[1, "ratio/max"] == pytest.approx(1, abs=0.1)
+    assert rollouts_from_rows(rows).engine_logprobs[0, :1].tolist() == drawn[:1]
     weights = seen.get((1, "sampling/importance_sampling_ratio/max"))
     assert (weights is None) if sampler == "process" else weights < 1
 
