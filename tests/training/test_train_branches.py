@@ -6,7 +6,7 @@ import torch
 from segpo_core.algos import SPOChain, SPOTree, VinePPO
 from segpo_core.record import store
 from segpo_core.record.rows import rollouts_from_rows
-from segpo_core.training import update
+from segpo_core.training import micro
 from segpo_core.training.loop import Trainer
 from tests.fakes import families
 from tests.fakes.toy import ToyTask
@@ -66,7 +66,7 @@ def test_the_update_does_not_depend_on_micro_batches(llava, tmp_path, algo):
 
 def test_packed_or_by_rows_is_the_same_update(llava, tmp_path, monkeypatch):
     packed = weights(trained(llava, tmp_path / "packed", TREE))
-    monkeypatch.setattr(update, "can_pack", lambda model, prompts: False)
+    monkeypatch.setattr(micro, "can_pack", lambda model, prompts: False)
     assert_same(trained(llava, tmp_path / "rows", TREE), packed)
 
 
@@ -81,7 +81,7 @@ def test_the_ratio_is_exactly_one_before_the_first_update(llava, tmp_path):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_tree_that_teaches_nothing_changes_nothing(llava, tmp_path, monkeypatch, packing):
-    monkeypatch.setattr(update, "can_pack", lambda model, prompts: packing)
+    monkeypatch.setattr(micro, "can_pack", lambda model, prompts: packing)
     task = ToyTask(reward_funcs=[lambda prompts, completions, **columns: [1.0] * len(completions)])
     trainer = Trainer(config_for(llava, tmp_path / "run", TREE), task=task)
     before = weights(trainer)
