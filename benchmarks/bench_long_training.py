@@ -1,14 +1,18 @@
 """A long training of tiny steps with an app that watches it: memory and open files of both, every 250 steps.
 
-    python benchmarks/bench_long_training.py [STEPS]        (default 10,000: about an hour)
+    python benchmarks/bench_long_training.py [STEPS] [--recorded]        (default 10,000: about an hour)
 
 A real training, with a model of 100,000 parameters and random weights, a prompt and 4 completions of 4 tokens a step,
 every step recorded; and the real server, asked every few seconds for what an open browser asks. Of memory both numbers
 are shown: all that is resident, and what is the process's alone (that of libraries' files left out).
+
+`--recorded`: no training, the steps of bench_long_run.py (60 metrics, half of its rollouts) written by the trainer's
+recorder as fast as it can, in some minutes: for the app.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -37,11 +41,27 @@ settings = {
 Trainer(from_dict(settings, "bench"), task=ToyTask(images=False)).run()
 """
 
+WRITE = """
+import math, os, sys
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+from bench_long_run import NAMES, patterns
+from segpo_core.record.store import Recorder
+recorder, steps = Recorder(Path(sys.argv[1]) / "runs" / "long"), int(sys.argv[2])
+recorder.start({"method": "sapo", "max_steps": steps})
+rows = [table.to_pylist()[:4] for table in patterns()]
+os.fsync = lambda file: None
+for step in range(1, steps + 1):
+    recorder.rollouts(step, [row | {"step": step} for row in rows[step % len(rows)]], {})
+    recorder.metrics(step, {name: math.sin(step * place) for place, name in enumerate(NAMES)})
+recorder.finish()
+"""
 
-def main(steps: int) -> None:
+
+def main(steps: int, recorded: bool) -> None:
     with tempfile.TemporaryDirectory() as place, app(Path(place) / "runs") as (address, server):
         run = Path(place) / "runs" / "long"
-        command = [sys.executable, "-c", TRAIN, place, str(steps)]
+        command = [sys.executable, "-c", WRITE if recorded else TRAIN, place, str(steps)]
         with subprocess.Popen(command, cwd=ROOT) as training:
             trainer, asker = psutil.Process(training.pid), Asker(address)
             print("| step | files of the run | trainer: MB, its own, open files | app: MB, its own, open files |")
@@ -78,4 +98,7 @@ def files(run: Path) -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", type=int, nargs="?", default=10_000)
+    parser.add_argument("--recorded", action="store_true", help="no training: its record, as fast as it can be written")
+    main(**vars(parser.parse_args()))

@@ -88,7 +88,7 @@ def in_order(tables: list[tuple[Span, pa.Table]]) -> pa.Table:
 def read_credit(
     directory: str | Path, methods: Iterable[str] | None = None, steps: Iterable[int] | None = None
 ) -> pa.Table:
-    """Credit that was computed for recorded rollouts (see offline.py), as one table of `CREDIT_SCHEMA`.
+    """Credit that was computed for recorded rollouts (see afterwards/credit.py), as one table of `CREDIT_SCHEMA`.
 
     Args:
         methods: names; None: all that are there.

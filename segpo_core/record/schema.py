@@ -68,7 +68,7 @@ ROLLOUT_SCHEMA = pa.schema(
     metadata={"segpo_schema_version": str(SCHEMA_VERSION)},
 )
 
-#: What one method says about the rollouts of a step, afterwards (see offline.py).
+#: What one method says about the rollouts of a step, afterwards (see afterwards/credit.py).
 CREDIT_SCHEMA = pa.schema(
     [
         ROLLOUT_SCHEMA.field(name)

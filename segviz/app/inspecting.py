@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,7 @@ import gradio as gr
 
 import segviz as sv
 from segviz.app.kept import Kept
-from segviz.app.shelf import Missing, Shelf, ShelfRun, inside
+from segviz.app.shelf import Missing, Shelf, ShelfRun
 from segviz.show.encode import tidy
 from segviz.show.figures import Figure, page
 from segviz.show.view import View
@@ -45,7 +44,7 @@ class Inspector:
             raise Missing("There is no such page.")
 
         def make(run: ShelfRun) -> Figure:
-            check_links(run)
+            run.check_links()
             # a running run has a newer answer with each step that it records
             state = run.manifest.get("started"), dict(run.files("rollouts"))
             return self._made.get((run.path, kind, narrow), lambda: FIGURES[kind](run, narrow), state)
@@ -72,19 +71,6 @@ class Inspector:
             return made
         note = f"Step {step} is not recorded; this is the nearest one that is, step {nearest}."
         return replace(made, data=dict(made.data) | {"notices": [note, *made.data["notices"]]})
-
-
-def check_links(run: ShelfRun) -> None:
-    """Raise Missing where a recorded file is a link that leads outside."""
-    for kind in ("rollouts", "nodes"):
-        try:
-            with os.scandir(run.path / kind) as entries:
-                links = [entry.name for entry in entries if entry.is_symlink()]
-        except OSError:  # not there
-            continue
-        for name in links:
-            if not inside(run.path / kind / name, run.root):
-                raise Missing(f"{name} is a link that leads out of {run.root}; it is not followed.")
 
 
 def boundaries_page(shelf: Shelf, name: str, step: int, group: int, sample: int, cut: str = "") -> View:

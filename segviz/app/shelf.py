@@ -89,6 +89,12 @@ class ShelfRun(Run):
         self._folders.setdefault(kind, Folder(self.path / kind, self.root))  # of which no link leads outside
         return super()._folder(kind)
 
+    def check_links(self) -> None:
+        """Raise Missing where a file of rollouts or nodes is a link that leads outside."""
+        for kind in ("rollouts", "nodes"):
+            for name in self._folder(kind).links:
+                raise Missing(f"{name or kind} is a link that leads out of {self.root}; it is not followed.")
+
     def check_step(self, *steps: int) -> None:
         """Raise Missing where a file of some steps is a link that leads outside."""
         for kind in ("rollouts", "eval", "nodes", *(f"credit/{name}" for name in credits(self.place))):
