@@ -7,12 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import segviz as sv
-from segpo_core.record import store, together
+from segpo_core.record import metrics, store, together
+from segpo_core.record.files import SchemaError
 from segviz.app.index import Index
 from segviz.app.rollouts import Question, ask
 from segviz.app.shelf import Shelf
 from segviz.parts.scoreboard import scoreboard
-from segviz.views.report import report_view
+from segviz.runs import columns
+from segviz.views import board
+from segviz.views.report import of_marks, report_view
 from tests.fakes.fake_run import write_run
 
 STEPS = 42  # recorded are 1, 5, … 41: eleven
@@ -81,6 +84,43 @@ def test_a_report_lists_no_folder_twice_and_reads_no_file_as_often_as_it_has_ste
     before = len(opened)
     assert len(fresh.rollouts) == len(fresh.rollouts)
     assert len(opened) == before + len(os.listdir(run.path / "rollouts"))  # once each
+
+
+def test_the_latest_rollouts_are_whole_steps_and_a_torn_file_is_left_out(runs, tmp_path, monkeypatch):
+    size = len(sv.open(runs[0]).rollouts_at(1))
+    for most, kept in ((1, 1), (size, 1), (size + 1, 2), (7 * size - 1, 7), (99 * size, 11)):
+        monkeypatch.setattr(columns, "MOST", most)
+        for path in runs:
+            rows = columns.rollout_columns(sv.open(path), ["reward"])
+            assert [row["step"] for row in rows] == [s for s in range(1, STEPS, 4)[-kept:] for _ in range(size)]
+    shutil.copytree(runs[1], tmp_path / "run")
+    (tmp_path / "run" / "rollouts" / "step-000037.rank0.parquet").write_bytes(b"torn")
+    run = sv.open(tmp_path / "run")
+    rows = columns.rollout_columns(run, ["reward"])
+    assert len(rows) == 10 * size and "could not be read: step 37" in columns.whence(rows, run)
+    with pytest.raises(SchemaError, match="step-000037"):
+        columns.rollout_columns(run, ["reward"], [33, 37])
+
+
+def test_a_report_lists_telling_rollouts_of_unusual_steps_of_many(runs, monkeypatch):
+    monkeypatch.setattr(board, "STEPS", 2)  # as of a run of thousands
+    run, odd = sv.open(runs[1]), {"charts": [{"lines": [{"odd": [{"step": 22}]}]}]}
+    assert {item["step"] for item in board.telling([run])} == {1, 41}
+    assert {item["step"] for item in of_marks(run, odd, {9})} == {9, 21}
+
+
+def test_metrics_that_grow_are_those_of_a_fresh_look(tmp_path, monkeypatch):
+    for module in (store, metrics):
+        monkeypatch.setattr(module, "TOGETHER", 4)
+    recorder = store.Recorder(tmp_path)
+    recorder.start({})
+    run = sv.open(tmp_path)
+    for end, back in ((10, 6), (13, 13)):
+        for step in range(len(run.metrics.get("a", [[]])[0]) + 1, end + 1):
+            recorder.metrics(step, {"a": step / 7} | ({"b": 1.0} if step > 5 else {}))
+            assert run.metrics == sv.open(tmp_path).metrics and run.metrics["a"].steps == list(range(1, step + 1))
+        store.forget_after(tmp_path, back)  # a resumed run
+        assert run.metrics["a"].steps == list(range(1, back + 1)) and run.metrics["b"].steps[0] == 6
 
 
 def test_the_index_of_the_app_keeps_every_row_while_files_are_put_together(tmp_path, monkeypatch):
