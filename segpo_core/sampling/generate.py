@@ -115,12 +115,12 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float, node: Tensor | N
         return logits.argmax(dim=-1)[node]
     # In double precision: float32 sums over a large vocabulary would give rare tokens a wrong share. A token of
     # probability 0 never raises the sum, so it is never the first to pass the threshold.
-    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
-    last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
-    cumulative = cumulative[node]
-    token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    scaled = logits.double() if temperature == 1 else logits.double() / temperature
+    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)[node]
+    total = cumulative[:, -1]
     # The product may round up to the whole sum; the answer is then the last token that has any probability.
-    return token.minimum(last[node])
+    sought = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, sought[:, None], right=True)[:, 0]
 
 
 def _said(waiting: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> tuple[Tensor, Tensor]:
