@@ -76,7 +76,9 @@ def against_trl(folder: Path, small: bool) -> Iterator[Line]:
     except ImportError as missing:
         print(f"TRL is not measured: {missing}", file=sys.stderr)
         return
-    yield trl_line(folder, "embedded policy", "shapes", 1 if small else 3, small_steps(small))
+    number, size = 1 if small else 3, small_steps(small)
+    yield trl_line(folder, "embedded policy", "shapes", number, size)
+    yield trl_line(folder, "embedded policy, rewards that differ in every group", "shapes", number, size, differ=True)
     if small:
         return
     if find_spec(TEXT_PACKAGE):
@@ -85,12 +87,15 @@ def against_trl(folder: Path, small: bool) -> Iterator[Line]:
         print(f"SmolLM2-135M is not measured: there is no package {TEXT_PACKAGE}", file=sys.stderr)
 
 
-def trl_line(folder: Path, name: str, dataset: str, number: int, size: dict[str, Any], repeats: int = 7) -> Line:
-    """`number` GRPO steps of a model on a data set."""
+def trl_line(
+    folder: Path, name: str, dataset: str, number: int, size: dict[str, Any], repeats: int = 7, differ: bool = False
+) -> Line:
+    """`number` GRPO steps of a model on a data set. Rewards are such that completions that are alike are worth the
+    same, so that groups may teach nothing; or, with `differ`, such that every group teaches."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    ours = trainer(folder, f"ours-trl-{dataset}", "grpo", **size)
+    ours = trainer(folder, f"ours-trl-{dataset}-{differ}", "grpo", **size)
     batch, path = ours.config.per_device_train_batch_size, find_model(ours.config.model_name_or_path)
     task = load_task(dataset)
     examples = [task.train(i) for i in range(batch // 8 * number)]
@@ -99,12 +104,12 @@ def trl_line(folder: Path, name: str, dataset: str, number: int, size: dict[str,
 
     def reward(prompts: list, completions: list, **columns: Any) -> list[float]:
         texts = [c[0]["content"] if isinstance(c, list) else c for c in completions]
-        return [float(len(text) % 2) for text in texts]
+        return [float((len(text) + differ * i) % 2) for i, text in enumerate(texts)]
 
     processor = load_processor(path)
     get_tokenizer(processor).padding_side = "left"
     config = GRPOConfig(
-        output_dir=str(folder / f"trl-{dataset}"), num_generations=8, per_device_train_batch_size=batch,
+        output_dir=str(folder / f"trl-{dataset}-{differ}"), num_generations=8, per_device_train_batch_size=batch,
         gradient_accumulation_steps=1, max_completion_length=ours.config.max_completion_length, beta=0.0,
         learning_rate=RATE, lr_scheduler_type="constant", max_steps=number, bf16=False, use_cpu=True, report_to="none",
         save_strategy="no", logging_steps=1000, disable_tqdm=True, shuffle_dataset=False, loss_type="dapo",
