@@ -8,6 +8,13 @@ EXTRAS := dev,views
 # The name holds a checksum of the files that decide what is installed: change one, and setup runs again.
 STAMP  := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
+# Another Python than the one that is there would be passed over in silence.
+ifeq ($(origin PYTHON)$(if $(wildcard $(STAMP)),, none),command line)
+ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(BIN)/python -V 2>&1))
+$(error $(VENV) has $(shell $(BIN)/python -V 2>&1), not $(PYTHON): remove it, or add VENV=build/$(notdir $(PYTHON)))
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-text test test-vllm lint docs pictures bench clean chromium
 

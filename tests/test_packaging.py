@@ -164,6 +164,16 @@ def test_old_python_is_refused_with_a_clear_message(clone: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
+def test_another_python_than_that_of_the_environment_is_not_passed_over(clone: Path) -> None:
+    (clone / "other").write_text('#!/bin/sh\n[ "$1" != -V ] || echo Python 3.13.0\n')
+    (clone / "other").chmod(0o755)
+    assert make("setup", "PYTHON=./python", cwd=clone).returncode == 0
+    refused = make("setup", "PYTHON=./other", cwd=clone)
+    assert refused.returncode != 0 and "not ./other: remove it, or add VENV=build/other" in refused.stderr
+    assert make("-n", "setup", "PYTHON=./other", "VENV=build/other", cwd=clone).returncode == 0
+    assert make("setup", cwd=clone).returncode == 0, "what is there is used where no other is named"
+
+
 def test_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         installed = metadata.version("segpo")
