@@ -195,7 +195,8 @@ class VLLM(Sampler):
             write(target)
             for server in self.servers:
                 self._load(server, name, target.resolve())
-            rmtree(target, ignore_errors=True)
+            # A server that runs share loads an adapter again when another run's has taken its place.
+            rmtree(self.folder / f"{self.tag}-{self.version}" if self.adapter else target, ignore_errors=True)
         self.model, self.version = (name if self.adapter else self.base), version
 
     def _load(self, server: Server, name: str, target: Path) -> None:

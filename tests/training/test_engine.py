@@ -55,6 +55,13 @@ def test_the_engine_follows_the_weights(llama, tmp_path, algo, changes):
         assert not (tmp_path / "run" / "engine.tmp").exists()
         rows = store.read_rollouts(tmp_path / "run").to_pylist()
         assert all(e > 0 for row in rows for e in row["entropy"]), "entropies are the network's own"
+        two = trainer_for(llama, tmp_path / "two", engine.url, algo, max_steps=3, **changes)
+        for version in (0, 1, 2):  # a server that others use too loads an adapter again
+            two.engine.sync(version)
+            kept = [f"{two.engine.sampler.tag}-{version}"] if "use_peft" in changes else []
+            assert [path.name for path in (tmp_path / "two" / "engine.tmp").iterdir()] == kept
+        two.engine.close()
+        two.hold.release()
         stale = trainer_for(llama, tmp_path / "stale", engine.url, algo, max_steps=3, **changes)
         stale.engine.sync = lambda version: None
         stale.run()
