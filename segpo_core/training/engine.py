@@ -31,7 +31,6 @@ from segpo_core.policy.load import (
     load_model,
     suppressed_token_ids,
 )
-from segpo_core.policy.logprobs import without_adapter
 from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.sampler import Sampler
 from segpo_core.sampling.server import EngineError, Refused, Server
@@ -92,7 +91,9 @@ class Engine:
             if config.vllm_python:
                 port = everyone([free_port()])[0]
                 urls = [f"http://127.0.0.1:{port}"]
-                all_or_none(lambda: self._start(processor, port, given) if rank == 0 else None)
+                # parts of them may lie in other processes, so all take part
+                whole = None if config.use_peft else learner.weights(gathered=True)
+                all_or_none(lambda: self._start(processor, port, given, whole) if rank == 0 else None)
             servers = [Server(url, config.vllm_server_timeout) for url in urls]
             mine, tag = rank % len(servers), everyone([f"segpo-{secrets.token_hex(4)}"])[0]
             all_or_none(lambda: self._check(servers[mine]))
@@ -192,18 +193,18 @@ class Engine:
                 "again: train an adapter (--use-peft), or let the run start the server (--vllm-python)"
             )
 
-    def _start(self, processor: Any, port: int, given: bool) -> None:
-        """Start a server of our own and wait until it answers."""
-        config, model = self.config, self.learner.network.model
+    def _start(self, processor: Any, port: int, given: bool, whole: dict[str, Tensor] | None) -> None:
+        """Start a server of our own and wait until it answers. `whole`: the weights, where all are trained."""
+        config = self.config
         source = find_model(config.model_name_or_path)
         ready = (Path(source) / "config.json").exists() or not Path(source).exists()
         if given or not ready or self.tied:
             base = self.folder / "base"
-            start = load_model(source, config.dtype) if config.use_peft else without_adapter(model)
-            start.save_pretrained(base, max_shard_size="1000GB" if self.tied else "50GB")
+            if whole is None:
+                load_model(source, config.dtype).save_pretrained(base)
+            else:
+                self._write(base, whole)
             processor.save_pretrained(base)
-            if self.tied:
-                untie(base, model)
             source = str(base.resolve())
         words = command(config, source, port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
