@@ -18,6 +18,7 @@ from segpo_core.policy.load import find_model, get_tokenizer, load_model, load_p
 from segpo_core.record.store import read_metrics
 from segpo_core.sampling.generate import InProcess
 from segpo_core.sampling.server import Server
+from segpo_core.sampling.truncation import Truncation
 from segpo_core.sampling.vllm import VLLM
 from segpo_core.training import engine as engines
 
@@ -31,9 +32,7 @@ METHODS = {
     "spo_tree": "--branch 2 2 --segment-tokens 3",
     "forks": "--num-continuations 2",
 }
-ARGS = (
-    "--enforce-eager --max-model-len 256 --block-size 32 --gpu-memory-utilization 0.3"  # of memory that others use, too
-)
+ARGS = "--enforce-eager --max-model-len 256 --block-size 32 --gpu-memory-utilization 0.3"  # others use memory, too
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +85,28 @@ def test_greedy_tokens_are_those_of_transformers(folder, url):
     mine, other = (sampler.groups(prompts, 1, (0, 0), temperature=0) for sampler in (ours, theirs))
     assert mine.texts == other.texts
     torch.testing.assert_close(mine.sampled_logprobs, other.sampled_logprobs, atol=1e-3, rtol=0)
+
+
+def test_what_may_be_drawn_is_cut_as_in_process(folder, url):
+    """Every token that the server drew is one that ours would have left, and the server's log-probability is ours of
+    what is left. (vLLM takes top_k and top_p in one, so min_p, which it takes first, stands alone.)"""
+    model, processor = load_model(folder), load_processor(folder)
+    tokenizer, server = get_tokenizer(processor), Server(url, 1200)
+    prompts = Prompts.build([{"prompt": [{"role": "user", "content": "Name a colour."}]}], processor, model.config)
+    start = prompts.rows[0]["input_ids"][0]
+    for cut in (Truncation(0.7, 20), Truncation(top_k=3), Truncation(min_p=0.2)):
+        theirs = VLLM(
+            [server], 0, tokenizer, model.config, [2], [], 0.8, 16, torch.device("cpu"), None, "t", False, cut
+        )
+        drawn = theirs.groups(prompts, 16, (3, 1))
+        whole = []
+        for ids, n, said in zip(drawn.completion_ids, drawn.lengths.tolist(), drawn.sampled_logprobs, strict=True):
+            with torch.no_grad():
+                logits = model(torch.cat([start, ids[:n]])[None]).logits[0, -n - 1 : -1].double() / 0.8
+            left = logits.masked_fill(cut.left_out(logits), -torch.inf).log_softmax(1).gather(1, ids[:n, None])[:, 0]
+            torch.testing.assert_close(said[:n].double(), left, atol=1e-2, rtol=0)
+            whole.append((said[:n].double() - logits.log_softmax(1).gather(1, ids[:n, None])[:, 0]).mean())
+        assert min(whole) > 0.01, "the cut leaves something out"
 
 
 @pytest.mark.parametrize("method", METHODS)
