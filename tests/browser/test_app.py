@@ -52,6 +52,10 @@ def test_one_prompt_over_training_and_every_method(visit, tmp_path):
         expect(panel.locator(".stepline")).to_contain_text(["step 5", "step 6", "step 7"])
         panel.locator(".chip").last.click()
         expect(frame(page, "segpo-compare").locator(".eyebrow").first).to_contain_text("step 7 · group 0 · sample 1")
+        with page.expect_response("**/segpo/api/prompt?*"):
+            panel.locator(".prompt").first.click()  # the list comes anew, too, while files are read
+        expect(panel.locator(".chip").last).to_have_attribute("aria-pressed", "true")
+        expect(frame(page, "segpo-compare").locator(".eyebrow").first).to_contain_text("step 7 · group 0 · sample 1")
         page.get_by_role("button", name="One rollout, every method").click()
         expect(frame(page, "segpo-compare").locator("h2").first).to_have_text("What would each method blame?")
         expect(panel).to_contain_text("segpo credit")

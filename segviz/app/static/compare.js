@@ -14,6 +14,8 @@ class ComparePanel extends ModePanel {
   static MODES = MODES;
   static EMPTY = "what it records can be compared here.";
 
+  clicked = new Map();  // run -> which completion of which problem somebody has clicked
+
   asks() { return address.rollout(); }
 
   needsNone() { return this.mode === "right"; }
@@ -198,7 +200,7 @@ class ComparePanel extends ModePanel {
     const side = ({ run, rows: mine }) => {
       let shown = null;
       const steps = [...new Set(mine.map((row) => row.step))];
-      const chips = mine.map((row) => [row, h("button", { type: "button", class: "chip", "aria-pressed": "false", "aria-label": `${place(row)}, answer ${MARKS[row.answer_right ?? null][1]}`, title: `${place(row)}, reward ${reward(row.reward)}`, onclick: () => show(row) },
+      const chips = mine.map((row) => [row, h("button", { type: "button", class: "chip", "aria-pressed": "false", "aria-label": `${place(row)}, answer ${MARKS[row.answer_right ?? null][1]}`, title: `${place(row)}, reward ${reward(row.reward)}`, onclick: () => { this.clicked.set(run, [example, place(row)].join()); show(row); } },
         verdict(row.answer_right), ` ${row.sample}`)]);
       const link = button("Open", () => openRollout({ ...shown, run }));
       const show = (row) => {
@@ -213,7 +215,9 @@ class ComparePanel extends ModePanel {
       });
       const box = h("div", { class: "side" }, h("div", { class: "toolbar" }, h("h3", {}, two ? `${"AB"[chosen.indexOf(run)]}: ` : "", visible(run)), link), h("div", { class: "lines" }, lines));
       if (!two && steps.length === 1) box.prepend(notice(`This run saw the prompt at step ${steps[0]} only, and recorded no held-out answers (log_eval_completions): a new run does.`));
-      if (mine.length) queueMicrotask(() => show(mine.find((row) => row.answer_right === false) ?? mine[0]));
+      // what somebody has chosen stays, also where the list comes anew because more was read meanwhile
+      const stays = mine.find((row) => [example, place(row)].join() === this.clicked.get(run));
+      if (mine.length) queueMicrotask(() => show(stays ?? mine.find((row) => row.answer_right === false) ?? mine[0]));
       return box;
     };
     this.again = () => { frame.again(); draw(); };
