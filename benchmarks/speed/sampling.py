@@ -44,7 +44,7 @@ def lines(folder: Path, small: bool) -> Iterator[Line]:
         run = trainer(folder, f"sample{batch}", "grpo", per_device_train_batch_size=batch, **size)
         yield groups(run, f"sampling {batch} completions", "≥ 3", repeats=5 if batch > 64 else 9)
     for batch in (8, 32) if find_spec(TEXT_PACKAGE) and not small else ():
-        run = trainer(folder, f"text{batch}", "grpo", per_device_train_batch_size=batch, **TEXT)
+        run = trainer(folder, f"text{batch}", "grpo", **TEXT | {"per_device_train_batch_size": batch})
         yield groups(run, f"sampling {batch} completions, SmolLM2-135M", "≥ 2", repeats=3)
     yield from ways(folder, small)
     yield from chains(folder, small)
